@@ -1,0 +1,23 @@
+//! The one file format through which stages talk: a versioned safetensors envelope.
+//!
+//! An artifact is a safetensors file whose `__metadata__` holds one key with canonical JSON: schema, facts, provenance,
+//! content digest and a seal over all of these. Reading checks everything before a value is handed out; writing is atomic.
+//! The content digest covers schema, facts and tensors but not provenance, so two stages that arrive at the same content
+//! by different ways are equal to whatever lies downstream.
+
+mod array;
+mod canonical;
+mod envelope;
+mod error;
+mod schemas;
+mod write;
+
+pub use array::{Array, Element, Tensor};
+pub use canonical::{Digest, canonical_json, digest_bytes, digest_file, digest_json};
+pub use envelope::{Content, Header, Producer, Provenance, TensorInfo, read, verify};
+pub use error::{Error, Result};
+pub use schemas::{
+    Buckets, Condensed, Dataset, DatasetFacts, Definition, Holdout, Members, Metrics, Model, ModelFacts, Normalisation, OpenFacts, Part,
+    Payload, Reduced, ReducedFacts, Request, RequestFacts, SampleId, known_schemas, schema_is_known,
+};
+pub use write::{replace_file, write};

@@ -1,0 +1,2 @@
+//! From tensors to trained networks.
+pub mod rng;
