@@ -1,0 +1,272 @@
+//! A network with its weights: forward passes through its parts, and the way to and from a `model/1` artifact.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Result, Tensor, Var, bail};
+use dcu_artifact::{Array, Tensor as Stored};
+
+use crate::architecture::{Architecture, Layer, Part};
+use crate::ops::{self, Convolution};
+use crate::rng::{Stream, Streams};
+
+/// How much of the running averages a new batch replaces, as in PyTorch.
+pub(crate) const MOMENTUM: f64 = 0.1;
+const CONVOLUTION: Convolution = Convolution { stride: 1, padding: 1 };
+
+/// How the layers of one part behave that act differently in training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mode {
+    /// Batch normalisation uses the batch's statistics and moves the running averages; otherwise it uses these and leaves them alone.
+    pub batch_statistics: bool,
+    /// Dropout drops.
+    pub dropout: bool,
+}
+
+impl Mode {
+    /// As for evaluation.
+    pub const EVAL: Self = Self { batch_statistics: false, dropout: false };
+    /// As for training.
+    pub const TRAIN: Self = Self { batch_statistics: true, dropout: true };
+    /// Dropout as for training, batch normalisation as for evaluation.
+    pub const DROPOUT: Self = Self { batch_statistics: false, dropout: true };
+}
+
+/// The mode of each part, in the order of [`Part::ALL`].
+pub type Modes = [Mode; 3];
+
+/// One mode for all parts.
+#[must_use]
+pub const fn all(mode: Mode) -> Modes {
+    [mode; 3]
+}
+
+/// `mode` for one part, [`Mode::EVAL`] for the others.
+#[must_use]
+pub fn only(part: Part, mode: Mode) -> Modes {
+    Part::ALL.map(|other| if other == part { mode } else { Mode::EVAL })
+}
+
+/// The running averages of one batch normalisation.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct RunningAverages {
+    pub(crate) mean: Vec<f32>,
+    pub(crate) variance: Vec<f32>,
+    batches: i64,
+}
+
+/// A network with its weights.
+#[derive(Debug, Clone)]
+pub struct Network {
+    architecture: Architecture,
+    layers: [Vec<Layer>; 3],
+    parameters: BTreeMap<String, Var>,
+    pub(crate) averages: BTreeMap<String, RunningAverages>,
+}
+
+impl Network {
+    /// A network with fresh weights: uniform in ±1/√fan-in for convolutions and linear layers, 1 and 0 for batch normalisation, as PyTorch
+    /// does by default. Each tensor has a stream of its own.
+    ///
+    /// # Errors
+    /// When there is no network of this architecture.
+    pub fn initialised(architecture: &Architecture, streams: &Streams) -> Result<Self> {
+        Self::build(architecture, |name, shape, fan_in| {
+            let count = shape.iter().product();
+            let values = match fan_in {
+                Some(fan_in) => {
+                    let (bound, mut stream) = (1.0 / (fan_in as f32).sqrt(), streams.stream(&format!("initialise {name}")));
+                    (0..count).map(|_| (2.0 * stream.uniform() - 1.0) * bound).collect()
+                }
+                None => vec![if name.ends_with(".weight") || name.ends_with(".running_var") { 1.0 } else { 0.0 }; count],
+            };
+            Ok(values)
+        })
+    }
+
+    /// A network with given weights, by PyTorch's names. A missing `num_batches_tracked` counts as 0.
+    ///
+    /// # Errors
+    /// Names a tensor that is missing, of the wrong shape or type, or not part of the network.
+    pub fn from_tensors(architecture: &Architecture, tensors: &BTreeMap<String, Stored>) -> Result<Self> {
+        let mut used = Vec::new();
+        let mut network = Self::build(architecture, |name, shape, _| {
+            used.push(name.to_owned());
+            match tensors.get(name) {
+                Some(Stored::F32(array)) if array.shape == shape => Ok(array.data.clone()),
+                Some(other) => bail!("`{name}` is {:?} of {:?}, but the network needs F32 of {shape:?}", other.shape(), other.dtype()),
+                None => bail!("`{name}` is missing; the network needs it with the shape {shape:?}"),
+            }
+        })?;
+        for (name, averages) in &mut network.averages {
+            let name = format!("{name}.num_batches_tracked");
+            if let Some(Stored::I64(array)) = tensors.get(&name) {
+                averages.batches = array.data.first().copied().unwrap_or(0);
+            }
+            used.push(name);
+        }
+        match tensors.keys().find(|name| !used.contains(name)) {
+            Some(name) => bail!("`{name}` is not part of the network"),
+            None => Ok(network),
+        }
+    }
+
+    fn build(architecture: &Architecture, mut values: impl FnMut(&str, &[usize], Option<usize>) -> Result<Vec<f32>>) -> Result<Self> {
+        let layers = architecture.layers().map_err(candle_core::Error::msg)?;
+        let (mut parameters, mut averages) = (BTreeMap::new(), BTreeMap::new());
+        let mut parameter = |name: String, shape: &[usize], fan_in| -> Result<()> {
+            let tensor = Tensor::from_vec(values(&name, shape, fan_in)?, shape, &Device::Cpu)?;
+            parameters.insert(name, Var::from_tensor(&tensor)?);
+            Ok(())
+        };
+        for layer in layers.iter().flatten() {
+            match layer {
+                Layer::Convolution { name, inputs, outputs } => {
+                    parameter(format!("{name}.weight"), &[*outputs, *inputs, 3, 3], Some(inputs * 9))?;
+                    parameter(format!("{name}.bias"), &[*outputs], Some(inputs * 9))?;
+                }
+                Layer::Linear { name, inputs, outputs } => {
+                    parameter(format!("{name}.weight"), &[*outputs, *inputs], Some(*inputs))?;
+                    parameter(format!("{name}.bias"), &[*outputs], Some(*inputs))?;
+                }
+                Layer::BatchNormRelu { name, channels } => {
+                    parameter(format!("{name}.weight"), &[*channels], None)?;
+                    parameter(format!("{name}.bias"), &[*channels], None)?;
+                }
+                _ => {}
+            }
+        }
+        for layer in layers.iter().flatten() {
+            if let Layer::BatchNormRelu { name, channels } = layer {
+                let mean = values(&format!("{name}.running_mean"), &[*channels], None)?;
+                let variance = values(&format!("{name}.running_var"), &[*channels], None)?;
+                averages.insert(name.clone(), RunningAverages { mean, variance, batches: 0 });
+            }
+        }
+        Ok(Self { architecture: architecture.clone(), layers, parameters, averages })
+    }
+
+    /// A copy that shares nothing with this network.
+    ///
+    /// # Errors
+    /// When a tensor cannot be copied.
+    pub fn duplicate(&self) -> Result<Self> {
+        Self::from_tensors(&self.architecture, &self.to_tensors()?)
+    }
+
+    /// The weights by PyTorch's names, parameters and buffers.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn to_tensors(&self) -> Result<BTreeMap<String, Stored>> {
+        let mut tensors = BTreeMap::new();
+        for (name, parameter) in &self.parameters {
+            let values = parameter.as_detached_tensor().flatten_all()?.to_vec1::<f32>()?;
+            tensors.insert(name.clone(), Stored::F32(Array::new(parameter.dims().to_vec(), values)));
+        }
+        for (name, averages) in &self.averages {
+            tensors.insert(format!("{name}.running_mean"), Stored::F32(Array::vector(averages.mean.clone())));
+            tensors.insert(format!("{name}.running_var"), Stored::F32(Array::vector(averages.variance.clone())));
+            tensors.insert(format!("{name}.num_batches_tracked"), Stored::I64(Array::new(vec![], vec![averages.batches])));
+        }
+        Ok(tensors)
+    }
+
+    /// The network with all its sizes.
+    #[must_use]
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
+    /// The parameters of some parts, by name.
+    #[must_use]
+    pub fn parameters(&self, parts: &[Part]) -> BTreeMap<&str, &Var> {
+        let layers = parts.iter().flat_map(|&part| &self.layers[part as usize]);
+        let names = layers.filter_map(|layer| match layer {
+            Layer::Convolution { name, .. } | Layer::Linear { name, .. } | Layer::BatchNormRelu { name, .. } => Some(name),
+            _ => None,
+        });
+        names
+            .flat_map(|name| [format!("{name}.weight"), format!("{name}.bias")])
+            .map(|name| self.parameters.get_key_value(&name).expect("built with every layer"))
+            .map(|(name, parameter)| (name.as_str(), parameter))
+            .collect()
+    }
+
+    /// The names of the batch normalisations of a part.
+    pub(crate) fn batch_norms(&self, part: Part) -> impl Iterator<Item = &String> {
+        self.layers[part as usize].iter().filter_map(|layer| match layer {
+            Layer::BatchNormRelu { name, .. } => Some(name),
+            _ => None,
+        })
+    }
+
+    /// Whether a part gives the same output in a mode as in [`Mode::EVAL`] and leaves its buffers alone, so that what it gives can be kept.
+    #[must_use]
+    pub fn is_fixed(&self, part: Part, mode: Mode) -> bool {
+        self.layers[part as usize].iter().all(|layer| match layer {
+            Layer::BatchNormRelu { .. } => !mode.batch_statistics,
+            Layer::Dropout(probability) => !mode.dropout || *probability == 0.0,
+            _ => true,
+        })
+    }
+
+    /// The output of the given consecutive parts for `input`, which is the output of the part before them. Gradients flow to the
+    /// parameters of `trainable` and, where `input` takes part in differentiation, to it.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn forward(&mut self, input: &Tensor, parts: &[Part], modes: Modes, trainable: &[Part], dropout: &mut Stream) -> Result<Tensor> {
+        let mut value = input.clone();
+        for &part in parts {
+            let mode = modes[part as usize];
+            for layer in &self.layers[part as usize] {
+                let parameter = |name: &str, kind: &str| {
+                    let parameter = &self.parameters[&format!("{name}.{kind}")];
+                    if trainable.contains(&part) { parameter.as_tensor().clone() } else { parameter.as_detached_tensor() }
+                };
+                value = match layer {
+                    Layer::Convolution { name, .. } => ops::conv2d(&value, &parameter(name, "weight"), &parameter(name, "bias"), CONVOLUTION)?,
+                    Layer::BatchNormRelu { name, .. } => {
+                        let (scale, shift) = (parameter(name, "weight"), parameter(name, "bias"));
+                        let averages = self.averages.get_mut(name).expect("built with every layer");
+                        batch_norm_relu(&value, &scale, &shift, averages, mode)?
+                    }
+                    Layer::MaxPool => ops::max_pool2d(&value, 2)?,
+                    Layer::Flatten => value.flatten_from(1)?,
+                    Layer::Linear { name, .. } => ops::linear(&value, &parameter(name, "weight"), &parameter(name, "bias"))?,
+                    Layer::Relu => ops::relu(&value)?,
+                    Layer::Dropout(probability) if mode.dropout && *probability > 0.0 => ops::dropout(&value, *probability, dropout)?,
+                    Layer::Dropout(_) => value,
+                };
+            }
+        }
+        Ok(value)
+    }
+
+    /// As [`Self::forward`] in eval mode, where nothing but the input takes part in differentiation.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn evaluate(&self, input: &Tensor, parts: &[Part]) -> Result<Tensor> {
+        // In eval mode neither the buffers nor the dropout stream are touched; the clone shares the parameters.
+        self.clone().forward(input, parts, all(Mode::EVAL), &[], &mut Streams::new(0, "evaluate").stream("unused"))
+    }
+}
+
+fn batch_norm_relu(input: &Tensor, scale: &Tensor, shift: &Tensor, averages: &mut RunningAverages, mode: Mode) -> Result<Tensor> {
+    if !mode.batch_statistics {
+        let wide = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<f64>>();
+        return ops::batch_norm_eval(input, scale, shift, &wide(&averages.mean), &wide(&averages.variance), true);
+    }
+    let statistics = ops::batch_statistics(input)?;
+    if statistics.count < 2 {
+        bail!("batch normalisation in training needs more than one value per channel");
+    }
+    let blend = |old: &mut [f32], new: &[f64]| {
+        old.iter_mut().zip(new).for_each(|(old, new)| *old = ((1.0 - MOMENTUM) * f64::from(*old) + MOMENTUM * new) as f32);
+    };
+    blend(&mut averages.mean, &statistics.mean);
+    blend(&mut averages.variance, &statistics.unbiased_variance());
+    averages.batches += 1;
+    ops::batch_norm_train(input, scale, shift, &statistics, true)
+}

@@ -1,0 +1,60 @@
+//! The fully connected layer.
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::{dtype_of, for_real, stored, values, with_values};
+use crate::matrix::{Matrix, Real, product};
+
+/// `input · weightᵀ + bias`: input [N, I], weight [O, I], bias [O], result [N, O].
+///
+/// # Errors
+/// When the shapes do not fit or a tensor is not f32 or f64 on the CPU.
+pub fn linear(input: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let ((_, inputs), (outputs, columns), biases) = (input.dims2()?, weight.dims2()?, bias.dims1()?);
+    if inputs != columns || outputs != biases {
+        bail!("a linear layer of {columns} to {outputs} with {biases} biases does not take {inputs} inputs");
+    }
+    input.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear)
+}
+
+struct Linear;
+
+impl CustomOp3 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout, s3: &CpuStorage, l3: &Layout) -> Result<(CpuStorage, Shape)> {
+        let ((rows, inputs), (outputs, _)) = (l1.shape().dims2()?, l2.shape().dims2()?);
+        for_real!(dtype_of(s1), T => {
+            let (input, weight, bias) = (values::<T>(s1, l1)?, values::<T>(s2, l2)?, values::<T>(s3, l3)?);
+            let mut result = product(Matrix::new(input, rows, inputs), Matrix::new(weight, outputs, inputs).transposed());
+            result.par_chunks_mut(outputs).for_each(|row| row.iter_mut().zip(bias).for_each(|(value, bias)| *value += *bias));
+            Ok((stored(result), (rows, outputs).into()))
+        })
+    }
+
+    fn bwd(&self, input: &Tensor, weight: &Tensor, bias: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let ((rows, inputs), (outputs, _)) = (input.dims2()?, weight.dims2()?);
+        let device = input.device();
+        for_real!(input.dtype(), T => with_values::<T, _>(&[input, weight, gradient], |arguments| {
+            let output_gradient = Matrix::new(arguments[2], rows, outputs);
+            let input_gradient = input.track_op().then(|| product(output_gradient, Matrix::new(arguments[1], outputs, inputs)));
+            let weight_gradient = weight.track_op().then(|| product(output_gradient.transposed(), Matrix::new(arguments[0], rows, inputs)));
+            let bias_gradient = bias.track_op().then(|| column_sums(arguments[2], outputs));
+            Ok((
+                input_gradient.map(|values| Tensor::from_vec(values, (rows, inputs), device)).transpose()?,
+                weight_gradient.map(|values| Tensor::from_vec(values, (outputs, inputs), device)).transpose()?,
+                bias_gradient.map(|values| Tensor::from_vec(values, outputs, device)).transpose()?,
+            ))
+        }))
+    }
+}
+
+fn column_sums<T: Real>(values: &[T], columns: usize) -> Vec<T> {
+    values.chunks_exact(columns).fold(vec![T::default(); columns], |mut sums, row| {
+        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += *value);
+        sums
+    })
+}

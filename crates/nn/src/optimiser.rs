@@ -1,0 +1,158 @@
+//! Adam and SGD with momentum, one pass over each parameter, with a state that can be saved.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Var, bail};
+use dcu_artifact::{Array, Tensor as Stored};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+const CHUNK: usize = 1 << 14;
+const BETAS: (f64, f64) = (0.9, 0.999);
+const EPSILON: f64 = 1e-8;
+
+/// An update rule.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub enum Rule {
+    /// Adam (Kingma and Ba, arXiv 1412.6980) with betas 0.9 and 0.999 and epsilon 1e-8, as `torch.optim.Adam`. Weight decay adds to the gradient.
+    Adam {
+        /// Added to the gradient, times the parameter.
+        weight_decay: f64,
+    },
+    /// Gradient descent as `torch.optim.SGD`, without dampening.
+    Sgd {
+        /// How much of the last step is kept.
+        momentum: f64,
+        /// Added to the gradient, times the parameter.
+        weight_decay: f64,
+    },
+}
+
+/// Moments of one parameter. A parameter that is frozen keeps its moments and its count of steps.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct State {
+    first: Vec<f32>,
+    second: Vec<f32>,
+    steps: u64,
+}
+
+/// An optimiser with its state, by the parameters' names.
+#[derive(Debug, Clone)]
+pub struct Optimiser {
+    rule: Rule,
+    states: BTreeMap<String, State>,
+}
+
+impl Optimiser {
+    /// A fresh optimiser.
+    #[must_use]
+    pub fn new(rule: Rule) -> Self {
+        Self { rule, states: BTreeMap::new() }
+    }
+
+    /// One step on those of `parameters` that have a gradient.
+    ///
+    /// # Errors
+    /// When a gradient has another shape than its parameter.
+    pub fn step(&mut self, parameters: &BTreeMap<&str, &Var>, gradients: &GradStore, rate: f64) -> Result<()> {
+        for (&name, &parameter) in parameters {
+            let Some(gradient) = gradients.get(parameter.as_tensor()) else { continue };
+            if gradient.dims() != parameter.dims() {
+                bail!("the gradient of `{name}` has the shape {:?}, the parameter {:?}", gradient.dims(), parameter.dims());
+            }
+            let state = self.states.entry(name.to_owned()).or_default();
+            state.steps += 1;
+            let update = Update { rule: self.rule, rate, state: Mutex::new(state) };
+            parameter.inplace_op2(&gradient.contiguous()?, &update)?;
+        }
+        Ok(())
+    }
+
+    /// The state, as tensors by name.
+    #[must_use]
+    pub fn to_tensors(&self) -> BTreeMap<String, Stored> {
+        let mut tensors = BTreeMap::new();
+        for (name, state) in &self.states {
+            tensors.insert(format!("{name}@first"), Stored::F32(Array::vector(state.first.clone())));
+            tensors.insert(format!("{name}@second"), Stored::F32(Array::vector(state.second.clone())));
+            tensors.insert(format!("{name}@steps"), Stored::U64(Array::vector(vec![state.steps])));
+        }
+        tensors
+    }
+
+    /// An optimiser with a saved state; tensors of other names are left alone.
+    #[must_use]
+    pub fn from_tensors(rule: Rule, tensors: &BTreeMap<String, Stored>) -> Self {
+        let mut optimiser = Self::new(rule);
+        for (name, tensor) in tensors {
+            match (name.rsplit_once('@'), tensor) {
+                (Some((name, "first")), Stored::F32(array)) => optimiser.states.entry(name.into()).or_default().first = array.data.clone(),
+                (Some((name, "second")), Stored::F32(array)) => optimiser.states.entry(name.into()).or_default().second = array.data.clone(),
+                (Some((name, "steps")), Stored::U64(array)) => optimiser.states.entry(name.into()).or_default().steps = array.data[0],
+                _ => {}
+            }
+        }
+        optimiser
+    }
+}
+
+struct Update<'a> {
+    rule: Rule,
+    rate: f64,
+    state: Mutex<&'a mut State>,
+}
+
+impl InplaceOp2 for Update<'_> {
+    fn name(&self) -> &'static str {
+        "optimiser"
+    }
+
+    fn cpu_fwd(&self, parameter: &mut CpuStorage, layout: &Layout, gradient: &CpuStorage, gradient_layout: &Layout) -> Result<()> {
+        let (CpuStorage::F32(parameter), CpuStorage::F32(gradient)) = (parameter, gradient) else { bail!("the optimiser needs f32") };
+        let (Some((from, to)), Some((gradient_from, gradient_to))) = (layout.contiguous_offsets(), gradient_layout.contiguous_offsets()) else {
+            bail!("the optimiser needs contiguous tensors")
+        };
+        let mut state = self.state.lock().expect("used by one thread");
+        let (parameter, gradient) = (&mut parameter[from..to], &gradient[gradient_from..gradient_to]);
+        match self.rule {
+            Rule::Adam { weight_decay } => adam(parameter, gradient, &mut state, self.rate, weight_decay as f32),
+            Rule::Sgd { momentum, weight_decay } => sgd(parameter, gradient, &mut state, self.rate as f32, momentum as f32, weight_decay as f32),
+        }
+        Ok(())
+    }
+}
+
+fn adam(parameter: &mut [f32], gradient: &[f32], state: &mut State, rate: f64, weight_decay: f32) {
+    state.first.resize(parameter.len(), 0.0);
+    state.second.resize(parameter.len(), 0.0);
+    let correction = |beta: f64| 1.0 - beta.powf(state.steps as f64);
+    let step = (rate / correction(BETAS.0)) as f32;
+    let root_correction = correction(BETAS.1).sqrt() as f32;
+    let (first_beta, second_beta, epsilon) = (BETAS.0 as f32, BETAS.1 as f32, EPSILON as f32);
+    let chunks = parameter
+        .par_chunks_mut(CHUNK)
+        .zip(gradient.par_chunks(CHUNK))
+        .zip(state.first.par_chunks_mut(CHUNK))
+        .zip(state.second.par_chunks_mut(CHUNK));
+    chunks.for_each(|(((parameter, gradient), first), second)| {
+        for (((parameter, &gradient), first), second) in parameter.iter_mut().zip(gradient).zip(first).zip(second) {
+            let gradient = gradient + weight_decay * *parameter;
+            *first += (1.0 - first_beta) * (gradient - *first);
+            *second = second_beta * *second + (1.0 - second_beta) * gradient * gradient;
+            *parameter -= step * *first / (second.sqrt() / root_correction + epsilon);
+        }
+    });
+}
+
+fn sgd(parameter: &mut [f32], gradient: &[f32], state: &mut State, rate: f32, momentum: f32, weight_decay: f32) {
+    state.first.resize(parameter.len(), 0.0);
+    let chunks = parameter.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK)).zip(state.first.par_chunks_mut(CHUNK));
+    chunks.for_each(|((parameter, gradient), velocity)| {
+        for ((parameter, &gradient), velocity) in parameter.iter_mut().zip(gradient).zip(velocity) {
+            *velocity = momentum * *velocity + gradient + weight_decay * *parameter;
+            *parameter -= rate * *velocity;
+        }
+    });
+}

@@ -1,0 +1,306 @@
+//! Training: one epoch over some parts, and the plain fit that base model, retraining and finetuning share.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Result, Tensor, bail};
+use dcu_artifact::Tensor as Stored;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::architecture::Part;
+use crate::evaluate;
+use crate::network::{self, Mode, Modes, Network};
+use crate::ops;
+use crate::optimiser::{Optimiser, Rule};
+use crate::rng::Streams;
+use crate::samples::Samples;
+
+/// Values that kept outputs of frozen parts may take; beyond it they are computed anew in each epoch, to the same bytes.
+const KEPT_VALUES: usize = 1 << 28;
+
+/// An update rule by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OptimiserName {
+    /// Adam with betas 0.9 and 0.999.
+    Adam,
+    /// Stochastic gradient descent with momentum.
+    Sgd,
+}
+
+/// How the learning rate changes over the epochs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// It does not.
+    Constant,
+    /// From the given rate to 0 along half a cosine.
+    Cosine,
+}
+
+/// How a network is trained from scratch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Passes over the training set.
+    pub epochs: usize,
+    /// Samples in a batch; the last, smaller batch counts too.
+    pub batch: usize,
+    /// The learning rate of the first epoch.
+    pub lr: f64,
+    /// The update rule.
+    pub optimiser: OptimiserName,
+    /// How much of the last step SGD keeps.
+    pub momentum: f64,
+    /// Weight decay, added to the gradient.
+    pub weight_decay: f64,
+    /// How the learning rate changes over the epochs.
+    pub schedule: Schedule,
+}
+
+impl Recipe {
+    /// The update rule with its numbers.
+    #[must_use]
+    pub fn rule(&self) -> Rule {
+        match self.optimiser {
+            OptimiserName::Adam => Rule::Adam { weight_decay: self.weight_decay },
+            OptimiserName::Sgd => Rule::Sgd { momentum: self.momentum, weight_decay: self.weight_decay },
+        }
+    }
+
+    /// The learning rate of an epoch.
+    #[must_use]
+    pub fn rate(&self, epoch: usize) -> f64 {
+        match self.schedule {
+            Schedule::Constant => self.lr,
+            Schedule::Cosine => self.lr * 0.5 * (1.0 + (std::f64::consts::PI * epoch as f64 / self.epochs as f64).cos()),
+        }
+    }
+
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// The name of the field to blame, and what would be right.
+    pub fn check(&self) -> std::result::Result<(), (&'static str, String)> {
+        let rules = [
+            (self.epochs > 0, "epochs", "at least 1"),
+            (self.batch > 1, "batch", "at least 2"),
+            (self.lr > 0.0 && self.lr.is_finite(), "lr", "a positive number"),
+            ((0.0..1.0).contains(&self.momentum), "momentum", "at least 0 and below 1"),
+            (self.weight_decay >= 0.0 && self.weight_decay.is_finite(), "weight_decay", "0 or more"),
+        ];
+        rules.into_iter().find(|(fits, ..)| !fits).map_or(Ok(()), |(_, name, rule)| Err((name, format!("`{name}` must be {rule}"))))
+    }
+}
+
+/// What one epoch does.
+#[derive(Clone, Copy)]
+pub struct Phase<'a> {
+    /// The parts whose parameters move.
+    pub trainable: &'a [Part],
+    /// The mode of each part.
+    pub modes: Modes,
+    /// Samples in a batch.
+    pub batch: usize,
+    /// The random numbers of this phase.
+    pub streams: &'a Streams,
+    /// What the streams are for, such as `intermediate`.
+    pub purpose: &'a str,
+}
+
+/// Samples as they enter the first part that is not fixed: the outputs of the frozen parts before it, computed once.
+pub struct Prepared<'a> {
+    samples: std::borrow::Cow<'a, Samples>,
+    parts: Vec<Part>,
+}
+
+impl<'a> Prepared<'a> {
+    /// Runs the leading parts that are frozen and fixed in this phase, where their outputs fit into memory.
+    ///
+    /// # Errors
+    /// When the samples do not fit the network.
+    pub fn new(network: &Network, samples: &'a Samples, phase: Phase<'_>) -> Result<Self> {
+        let is_fixed = |part: &Part| !phase.trainable.contains(part) && network.is_fixed(*part, phase.modes[*part as usize]);
+        let fixed = Part::ALL.iter().take_while(|part| is_fixed(part)).count();
+        let (before, parts) = Part::ALL.split_at(fixed);
+        if fixed == 0 || samples.is_empty() || output_size(network, samples, before)? > KEPT_VALUES {
+            return Ok(Self { samples: std::borrow::Cow::Borrowed(samples), parts: Part::ALL.to_vec() });
+        }
+        let values = evaluate::outputs(network, samples, before)?;
+        let samples = Samples::of_values(values, samples.labels().to_vec())?;
+        Ok(Self { samples: std::borrow::Cow::Owned(samples), parts: parts.to_vec() })
+    }
+
+    /// The mean loss of a batch of these samples.
+    fn loss(&self, network: &mut Network, rows: &[usize], phase: Phase<'_>, step: u64) -> Result<Tensor> {
+        let (input, labels) = self.samples.batch(rows)?;
+        let mut dropout = phase.streams.indexed(&format!("{} dropout", phase.purpose), step);
+        let logits = network.forward(&input, &self.parts, phase.modes, phase.trainable, &mut dropout)?;
+        ops::cross_entropy(&logits, &labels)
+    }
+
+    fn shuffled(&self, phase: Phase<'_>, epoch: u64) -> Vec<usize> {
+        phase.streams.indexed(&format!("{} shuffle", phase.purpose), epoch).permutation(self.samples.len())
+    }
+}
+
+fn output_size(network: &Network, samples: &Samples, parts: &[Part]) -> Result<usize> {
+    let (input, _) = samples.batch(&[0])?;
+    Ok(network.evaluate(&input, parts)?.elem_count() * samples.len())
+}
+
+/// One pass over the samples in random order, one step of the optimiser a batch. Returns the mean loss over the samples.
+///
+/// # Errors
+/// When the samples do not fit the network, or the loss is no longer finite.
+pub fn epoch(network: &mut Network, prepared: &Prepared<'_>, phase: Phase<'_>, epoch: u64, optimiser: &mut Optimiser, rate: f64) -> Result<f64> {
+    let order = prepared.shuffled(phase, epoch);
+    let steps = order.len().div_ceil(phase.batch) as u64;
+    let mut total = 0.0;
+    for (step, rows) in order.chunks(phase.batch).enumerate() {
+        let loss = prepared.loss(network, rows, phase, epoch * steps + step as u64)?;
+        optimiser.step(&network.parameters(phase.trainable), &loss.backward()?, rate)?;
+        total += finite(&loss, phase.purpose)? * rows.len() as f64;
+    }
+    Ok(total / order.len() as f64)
+}
+
+/// One pass that makes a single step, on the mean of the batches' losses; the last, smaller batch counts as much as the others
+/// (section 1.8 of the paper's online phase). Returns that mean.
+///
+/// # Errors
+/// As [`epoch`].
+pub fn accumulated_step(network: &mut Network, prepared: &Prepared<'_>, phase: Phase<'_>, pass: u64, optimiser: &mut Optimiser, rate: f64) -> Result<f64> {
+    let order = prepared.shuffled(phase, pass);
+    let batches = order.len().div_ceil(phase.batch);
+    let losses: Vec<Tensor> = order
+        .chunks(phase.batch)
+        .enumerate()
+        .map(|(step, rows)| prepared.loss(network, rows, phase, pass * batches as u64 + step as u64))
+        .collect::<Result<_>>()?;
+    let loss = (Tensor::stack(&losses, 0)?.sum_all()? / batches as f64)?;
+    optimiser.step(&network.parameters(phase.trainable), &loss.backward()?, rate)?;
+    finite(&loss, phase.purpose)
+}
+
+fn finite(loss: &Tensor, purpose: &str) -> Result<f64> {
+    let value = f64::from(loss.to_scalar::<f32>()?);
+    if !value.is_finite() {
+        bail!("the training diverged ({purpose}: the loss is {value}); lower the learning rate");
+    }
+    Ok(value)
+}
+
+/// Sets the running averages of a part to the mean over the batches of one pass, in order, the parts before it in eval mode.
+///
+/// # Errors
+/// When the samples do not fit the network.
+pub fn recompute_running_averages(network: &mut Network, samples: &Samples, part: Part, batch: usize, streams: &Streams) -> Result<()> {
+    let names: Vec<String> = network.batch_norms(part).cloned().collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let parts: Vec<Part> = Part::ALL.into_iter().filter(|other| *other <= part).collect();
+    let modes = network::only(part, Mode { batch_statistics: true, dropout: false });
+    let mut unused = streams.stream("running averages");
+    let order: Vec<usize> = (0..samples.len()).collect();
+    let mut sums: BTreeMap<&str, (Vec<f64>, Vec<f64>)> = BTreeMap::new();
+    let mut batches = 0.0;
+    // A last batch of one sample has no variance; it is left to the others.
+    for rows in order.chunks(batch).filter(|rows| rows.len() > 1 || samples.len() == 1) {
+        for name in &names {
+            let averages = network.averages.get_mut(name).expect("built with every layer");
+            averages.mean.fill(0.0);
+            averages.variance.fill(0.0);
+        }
+        let (input, _) = samples.batch(rows)?;
+        network.forward(&input, &parts, modes, &[], &mut unused)?;
+        batches += 1.0;
+        for name in &names {
+            // From zero, one update leaves the momentum's share of the batch's statistics.
+            let averages = &network.averages[name];
+            let (mean, variance) = sums.entry(name).or_insert_with(|| (vec![0.0; averages.mean.len()], vec![0.0; averages.mean.len()]));
+            mean.iter_mut().zip(&averages.mean).for_each(|(sum, &value)| *sum += f64::from(value) / network::MOMENTUM);
+            variance.iter_mut().zip(&averages.variance).for_each(|(sum, &value)| *sum += f64::from(value) / network::MOMENTUM);
+        }
+    }
+    for (name, (mean, variance)) in sums {
+        let averages = network.averages.get_mut(name).expect("built with every layer");
+        averages.mean = mean.iter().map(|sum| (sum / batches) as f32).collect();
+        averages.variance = variance.iter().map(|sum| (sum / batches) as f32).collect();
+    }
+    Ok(())
+}
+
+/// A training of the whole network that can be interrupted between epochs.
+pub struct Fit {
+    network: Network,
+    recipe: Recipe,
+    optimiser: Optimiser,
+    streams: Streams,
+    done: usize,
+}
+
+impl Fit {
+    /// A training that starts with the weights of `network`.
+    #[must_use]
+    pub fn new(network: Network, recipe: Recipe, streams: Streams) -> Self {
+        Self { optimiser: Optimiser::new(recipe.rule()), network, recipe, streams, done: 0 }
+    }
+
+    /// Goes on where a snapshot was taken.
+    ///
+    /// # Errors
+    /// When the snapshot is not of this training.
+    pub fn restore(&mut self, done: usize, tensors: &BTreeMap<String, Stored>) -> Result<()> {
+        let (optimiser, weights): (BTreeMap<_, _>, BTreeMap<_, _>) = tensors.clone().into_iter().partition(|(name, _)| name.contains('@'));
+        self.network = Network::from_tensors(self.network.architecture(), &weights)?;
+        self.optimiser = Optimiser::from_tensors(self.recipe.rule(), &optimiser);
+        self.done = done;
+        Ok(())
+    }
+
+    /// All that [`Self::restore`] needs, beside the number of epochs done.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn snapshot(&self) -> Result<BTreeMap<String, Stored>> {
+        let mut tensors = self.network.to_tensors()?;
+        tensors.extend(self.optimiser.to_tensors());
+        Ok(tensors)
+    }
+
+    /// The epochs done.
+    #[must_use]
+    pub fn done(&self) -> usize {
+        self.done
+    }
+
+    /// Trains for one more epoch, and returns its mean loss; `None` when all are done.
+    ///
+    /// # Errors
+    /// When the samples do not fit the network, or the training diverges.
+    pub fn next_epoch(&mut self, samples: &Samples) -> Result<Option<f64>> {
+        if self.done == self.recipe.epochs {
+            return Ok(None);
+        }
+        let phase = Phase {
+            trainable: &Part::ALL,
+            modes: network::all(Mode::TRAIN),
+            batch: self.recipe.batch,
+            streams: &self.streams,
+            purpose: "fit",
+        };
+        let prepared = Prepared { samples: std::borrow::Cow::Borrowed(samples), parts: Part::ALL.to_vec() };
+        let rate = self.recipe.rate(self.done);
+        let loss = epoch(&mut self.network, &prepared, phase, self.done as u64, &mut self.optimiser, rate)?;
+        self.done += 1;
+        Ok(Some(loss))
+    }
+
+    /// The trained network.
+    #[must_use]
+    pub fn finish(self) -> Network {
+        self.network
+    }
+}
