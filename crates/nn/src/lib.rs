@@ -7,6 +7,7 @@
 pub mod architecture;
 pub mod evaluate;
 pub mod matrix;
+pub mod model;
 pub mod network;
 pub mod ops;
 pub mod optimiser;

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Result, Tensor, Var, bail};
 use dcu_artifact::{Array, Tensor as Stored};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::architecture::{Architecture, Layer, Part};
 use crate::ops::{self, Convolution};
@@ -29,6 +31,22 @@ impl Mode {
     pub const TRAIN: Self = Self { batch_statistics: true, dropout: true };
     /// Dropout as for training, batch normalisation as for evaluation.
     pub const DROPOUT: Self = Self { batch_statistics: false, dropout: true };
+}
+
+/// Which parts are in train mode while one of them is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ModeRule {
+    /// Only the part that is trained. The final, whose training set is small, keeps its batch normalisation in eval mode.
+    Corrected,
+    /// As in the published code.
+    Published,
+}
+
+/// The modes in which `part` is trained under [`ModeRule::Corrected`].
+#[must_use]
+pub fn corrected(part: Part) -> Modes {
+    only(part, if part == Part::Final { Mode::DROPOUT } else { Mode::TRAIN })
 }
 
 /// The mode of each part, in the order of [`Part::ALL`].

@@ -63,6 +63,17 @@ impl Samples {
         Self::of_dataset(dataset, &(0..dataset.len()).collect::<Vec<_>>())
     }
 
+    /// The samples of a dataset with the given ids, in their order.
+    ///
+    /// # Errors
+    /// Names an id that the dataset does not hold.
+    pub fn of_ids(dataset: &Dataset, ids: &[u64]) -> Result<Self> {
+        match dataset.rows_of(ids) {
+            Ok(rows) => Ok(Self::of_dataset(dataset, &rows)),
+            Err(id) => bail!("sample {id} is not in the dataset; are both made from the same source?"),
+        }
+    }
+
     /// The rows of a reduced retain set, real ones first.
     #[must_use]
     pub fn of_reduced(reduced: &Reduced) -> Self {

@@ -1,1 +1,11 @@
+//! The training stages: a model from scratch, one from outside, and the offline phase that prepares it for modular unlearning.
 
+mod methods;
+mod network;
+
+/// The registry: one line a method.
+#[must_use]
+pub fn methods() -> Vec<dcu_stage::Entry> {
+    use dcu_stage::entry;
+    vec![entry::<methods::fit::Fit>(), entry::<methods::import::Import>(), entry::<methods::offline::Offline>()]
+}

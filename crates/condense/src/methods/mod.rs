@@ -1,0 +1,5 @@
+//! One file a method.
+
+pub(crate) mod cluster;
+pub(crate) mod fdm;
+pub(crate) mod reduce;

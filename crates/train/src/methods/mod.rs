@@ -1,0 +1,5 @@
+//! One file a method.
+
+pub(crate) mod fit;
+pub(crate) mod import;
+pub(crate) mod offline;

@@ -1,0 +1,51 @@
+//! `unlearn/retrain`: training from scratch without the forget set, which is what every other method is judged by.
+
+use dcu_artifact::{Dataset, Model, Request};
+use dcu_nn::rng::Streams;
+use dcu_nn::{Network, model};
+use dcu_stage::{Context, Input, Method, Output, Rejected};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::fit::{fit, retain_set};
+
+pub(crate) struct Retrain;
+
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Parameters {
+    /// Another number gives an independent retraining with the same seed; the second is the null of the first.
+    replicate: u32,
+}
+
+impl Default for Parameters {
+    fn default() -> Self {
+        Self { replicate: 1 }
+    }
+}
+
+impl Method for Retrain {
+    const NAME: &'static str = "retrain";
+    const VERSION: u32 = 1;
+    const SUMMARY: &'static str = "Trains from scratch on the retain set, by the base model's architecture and recipe, never its weights";
+    const USES_SEED: bool = true;
+    const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Model>("model"), Input::one::<Request>("request")];
+    const OUTPUTS: &'static [Output] = &[Output::artifact::<Model>("model")];
+
+    type Parameters = Parameters;
+    type Checked = Parameters;
+
+    fn check(parameters: Parameters) -> Result<Parameters, Rejected> {
+        Rejected::unless(parameters.replicate > 0, "replicate", "`replicate` counts from 1")?;
+        Ok(parameters)
+    }
+
+    fn run(parameters: &Parameters, context: &mut Context) -> anyhow::Result<()> {
+        let base: Model = context.read("model")?;
+        let retain = retain_set(context, &base)?;
+        let streams = Streams::new(context.seed(), "unlearn/retrain").replicate(parameters.replicate);
+        let fresh = Network::initialised(&model::architecture(&base)?, &streams)?;
+        let network = fit(fresh, &retain, &model::recipe(&base)?, streams, context)?;
+        context.write("model", &model::with_facts_of(&network, &base)?)
+    }
+}
