@@ -1,1 +1,11 @@
+//! The evaluation stages: what a model still knows of the samples that it should have forgotten.
 
+mod logistic;
+mod membership;
+mod methods;
+
+/// The registry: one line a method.
+#[must_use]
+pub fn methods() -> Vec<dcu_stage::Entry> {
+    vec![dcu_stage::entry::<methods::evaluate::Evaluate>()]
+}

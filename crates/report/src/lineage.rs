@@ -1,0 +1,198 @@
+//! The runner's timings: who made what, from what, in how much time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Context as _;
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The timings file (docs/contracts.md).
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Lineage {
+    pub(crate) pipeline: String,
+    pub(crate) instances: Vec<Instance>,
+}
+
+/// One stage instance.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Instance {
+    pub(crate) stage: String,
+    pub(crate) instance: String,
+    pub(crate) uses: String,
+    pub(crate) label: String,
+    #[serde(default)]
+    pub(crate) seed: Option<u64>,
+    pub(crate) seconds: Seconds,
+    #[serde(default)]
+    inputs: BTreeMap<String, Vec<String>>,
+    #[serde(default)]
+    pub(crate) outputs: BTreeMap<String, MadeOutput>,
+    #[serde(default)]
+    pub(crate) trusted_code: bool,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(crate) struct Seconds {
+    pub(crate) total: f64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct MadeOutput {
+    pub(crate) schema: String,
+    pub(crate) digest: String,
+}
+
+/// Seconds of each phase behind one model, its own stage apart.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Phases {
+    pub(crate) cluster: f64,
+    pub(crate) offline: f64,
+    pub(crate) condense: f64,
+    pub(crate) request: f64,
+    pub(crate) reduce: f64,
+    /// The unlearning stage itself; 0 for a model that has forgotten nothing.
+    pub(crate) unlearn: f64,
+}
+
+impl Phases {
+    /// Paid once, for all requests.
+    pub(crate) fn once(self) -> f64 {
+        self.cluster + self.offline + self.condense
+    }
+
+    /// Paid for each request.
+    pub(crate) fn each_request(self) -> f64 {
+        self.request + self.reduce + self.unlearn
+    }
+}
+
+impl Lineage {
+    /// Reads the timings file.
+    ///
+    /// # Errors
+    /// When it is not of the agreed form.
+    pub(crate) fn parse(value: Value) -> anyhow::Result<Self> {
+        serde_json::from_value(value).context("the timings file is not of the form that docs/contracts.md gives")
+    }
+
+    fn named(&self, name: &str) -> Option<&Instance> {
+        self.instances.iter().find(|instance| instance.instance == name)
+    }
+
+    /// The instances that wrote metrics with one of these digests.
+    pub(crate) fn evaluations<'a>(&'a self, digests: &'a BTreeSet<String>) -> impl Iterator<Item = (&'a Instance, &'a str)> {
+        self.instances.iter().filter_map(|instance| {
+            let output = instance.outputs.values().find(|output| output.schema == "metrics/1" && digests.contains(&output.digest))?;
+            Some((instance, output.digest.as_str()))
+        })
+    }
+
+    /// The instance that made the model that an evaluation judges.
+    pub(crate) fn judged<'a>(&'a self, evaluation: &Instance) -> Option<&'a Instance> {
+        self.named(evaluation.inputs.get("model")?.first()?)
+    }
+
+    /// All instances behind this one, itself left out.
+    fn ancestors<'a>(&'a self, instance: &'a Instance) -> Vec<&'a Instance> {
+        let mut found: Vec<&Instance> = Vec::new();
+        let mut open = vec![instance];
+        while let Some(next) = open.pop() {
+            for parent in next.inputs.values().flatten().filter_map(|name| self.named(name)) {
+                if !found.iter().any(|known| known.instance == parent.instance) {
+                    found.push(parent);
+                    open.push(parent);
+                }
+            }
+        }
+        found.sort_by_key(|instance| self.instances.iter().position(|other| other.instance == instance.instance));
+        found
+    }
+
+    /// What a model cost, phase by phase.
+    pub(crate) fn phases(&self, model: &Instance) -> Phases {
+        let mut phases = Phases::default();
+        for ancestor in self.ancestors(model) {
+            let seconds = ancestor.seconds.total;
+            match ancestor.uses.as_str() {
+                "condense/cluster" => phases.cluster += seconds,
+                "condense/reduce" => phases.reduce += seconds,
+                "train/offline" => phases.offline += seconds,
+                "data/request" => phases.request += seconds,
+                other if other.starts_with("condense/") => phases.condense += seconds,
+                _ => {}
+            }
+        }
+        if model.forgets() {
+            phases.unlearn = model.seconds.total;
+        }
+        phases
+    }
+
+    /// The stages behind a model that learned from the training set without knowing of the request: what they learned from the
+    /// forgotten data is still in it.
+    pub(crate) fn learned_before_the_request<'a>(&'a self, model: &'a Instance) -> Vec<&'a str> {
+        let knows_request = |instance: &Instance| {
+            instance.uses == "data/request" || self.ancestors(instance).iter().any(|ancestor| ancestor.uses == "data/request")
+        };
+        let learned = |instance: &&Instance| !instance.uses.starts_with("data/") && !knows_request(instance);
+        let mut stages: Vec<&str> = self.ancestors(model).into_iter().filter(learned).map(|instance| instance.stage.as_str()).collect();
+        stages.dedup();
+        stages
+    }
+
+    /// The digests of all datasets, shortened.
+    pub(crate) fn dataset_digests(&self) -> BTreeSet<&str> {
+        let outputs = self.instances.iter().flat_map(|instance| instance.outputs.values());
+        outputs.filter(|output| output.schema == "dataset/1").map(|output| &output.digest[..12.min(output.digest.len())]).collect()
+    }
+}
+
+impl Instance {
+    /// Whether this stage took a forget set out of a model.
+    pub(crate) fn forgets(&self) -> bool {
+        self.uses.starts_with("unlearn/") || (self.inputs.contains_key("request") || self.inputs.contains_key("reduced")) && !self.outputs.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn lineage() -> Lineage {
+        let instance = |name: &str, uses: &str, seconds: f64, inputs: Value| {
+            json!({ "stage": name, "instance": name, "uses": uses, "label": name, "seed": 1, "coordinates": {}, "seconds": { "total": seconds },
+                    "inputs": inputs, "outputs": {}, "trusted_code": false })
+        };
+        Lineage::parse(json!({ "pipeline": "test", "instances": [
+            instance("data", "data/load", 100.0, json!({})),
+            instance("base", "train/fit", 50.0, json!({ "dataset": ["data"] })),
+            instance("buckets", "condense/cluster", 1.0, json!({ "dataset": ["data"], "model": ["base"] })),
+            instance("offline", "train/offline", 2.0, json!({ "dataset": ["data"], "model": ["base"] })),
+            instance("condensed", "condense/fdm", 4.0, json!({ "dataset": ["data"], "model": ["offline"], "buckets": ["buckets"] })),
+            instance("request", "data/request", 0.1, json!({ "dataset": ["data"] })),
+            instance("reduced", "condense/reduce", 0.2, json!({ "request": ["request"], "condensed": ["condensed"], "buckets": ["buckets"] })),
+            instance("modular", "unlearn/modular", 8.0, json!({ "model": ["offline"], "reduced": ["reduced"] })),
+            instance("retrain", "unlearn/retrain", 40.0, json!({ "model": ["base"], "dataset": ["data"], "request": ["request"] })),
+        ] })).unwrap()
+    }
+
+    #[test]
+    fn each_phase_is_counted_once() {
+        let lineage = lineage();
+        let phases = lineage.phases(lineage.named("modular").unwrap());
+        assert_eq!(phases, Phases { cluster: 1.0, offline: 2.0, condense: 4.0, request: 0.1, reduce: 0.2, unlearn: 8.0 });
+        assert!((phases.once() - 7.0).abs() < 1e-12 && (phases.each_request() - 8.3).abs() < 1e-12);
+        let retrain = lineage.phases(lineage.named("retrain").unwrap());
+        assert_eq!((retrain.once(), retrain.unlearn), (0.0, 40.0));
+        assert_eq!(lineage.phases(lineage.named("base").unwrap()), Phases::default());
+    }
+
+    #[test]
+    fn what_was_learned_with_the_forgotten_data_is_named() {
+        let lineage = lineage();
+        let learned = |name| lineage.learned_before_the_request(lineage.named(name).unwrap());
+        assert_eq!(learned("modular"), ["base", "buckets", "offline", "condensed"]);
+    }
+}

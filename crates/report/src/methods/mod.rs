@@ -1,0 +1,3 @@
+//! One file a method.
+
+pub(crate) mod table;

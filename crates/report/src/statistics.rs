@@ -1,0 +1,63 @@
+//! Means with intervals.
+
+/// Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom.
+const T_QUANTILES: [f64; 30] = [
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080,
+    2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+];
+const NORMAL_QUANTILE: f64 = 1.960;
+
+/// A mean, and where its true value lies with 95 % confidence, as far as the data can tell.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Estimate {
+    pub(crate) mean: f64,
+    pub(crate) interval: Option<(f64, f64)>,
+}
+
+/// The mean over seeds with its t interval; without an interval for a single value.
+pub(crate) fn over_seeds(values: &[f64]) -> Option<Estimate> {
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    match values.len() {
+        0 => None,
+        1 => Some(Estimate { mean, interval: None }),
+        several => {
+            let deviation = (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0)).sqrt();
+            let half = T_QUANTILES.get(several - 2).copied().unwrap_or(NORMAL_QUANTILE) * deviation / count.sqrt();
+            Some(Estimate { mean, interval: Some((mean - half, mean + half)) })
+        }
+    }
+}
+
+/// A share of `count` samples with Wilson's binomial interval.
+pub(crate) fn share(mean: f64, count: f64) -> Estimate {
+    let z2 = NORMAL_QUANTILE * NORMAL_QUANTILE;
+    let centre = (mean + z2 / (2.0 * count)) / (1.0 + z2 / count);
+    let half = NORMAL_QUANTILE / (1.0 + z2 / count) * (mean * (1.0 - mean) / count + z2 / (4.0 * count * count)).sqrt();
+    Estimate { mean, interval: Some((centre - half, centre + half)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_t_interval_agrees_with_a_worked_example() {
+        let estimate = over_seeds(&[1.0, 2.0, 3.0, 4.0, 5.0]).unwrap();
+        let (low, high) = estimate.interval.unwrap();
+        assert!((estimate.mean - 3.0).abs() < 1e-12 && (high - 4.963).abs() < 1e-3 && (low - 1.037).abs() < 1e-3, "{low} {high}");
+    }
+
+    #[test]
+    fn the_binomial_interval_agrees_with_a_worked_example() {
+        let (low, high) = share(0.9, 100.0).interval.unwrap();
+        assert!((low - 0.8256).abs() < 1e-3 && (high - 0.9448).abs() < 1e-3, "{low} {high}");
+        assert!(share(1.0, 50.0).interval.unwrap().0 < 1.0);
+    }
+
+    #[test]
+    fn one_value_has_no_interval_over_seeds() {
+        assert_eq!(over_seeds(&[0.5]).unwrap().interval, None);
+        assert_eq!(over_seeds(&[]), None);
+    }
+}

@@ -1,0 +1,52 @@
+//! Plain tables of text, for the terminal and for Markdown.
+
+/// Rows of cells under a heading.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TextTable {
+    pub(crate) heading: Vec<String>,
+    pub(crate) rows: Vec<Vec<String>>,
+}
+
+impl TextTable {
+    /// Columns padded to their widest cell: the first to the left, the others to the right.
+    pub(crate) fn to_text(&self) -> String {
+        self.lines("  ", "", "")
+    }
+
+    /// A table of GitHub's Markdown.
+    pub(crate) fn to_markdown(&self) -> String {
+        let mut lines: Vec<String> = self.lines(" | ", "| ", " |").lines().map(str::to_owned).collect();
+        let rule = self.heading.iter().enumerate().map(|(column, _)| if column == 0 { "---" } else { "--:" });
+        lines.insert(1, format!("| {} |", rule.collect::<Vec<_>>().join(" | ")));
+        lines.join("\n") + "\n"
+    }
+
+    fn lines(&self, separator: &str, start: &str, end: &str) -> String {
+        let all = || std::iter::once(&self.heading).chain(&self.rows);
+        let widths: Vec<usize> =
+            (0..self.heading.len()).map(|column| all().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
+        let mut text = String::new();
+        for row in all() {
+            let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| match column {
+                0 => format!("{cell:<width$}"),
+                _ => format!("{cell:>width$}"),
+            });
+            let line = format!("{start}{}{end}", cells.collect::<Vec<_>>().join(separator));
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned() {
+        let table = TextTable { heading: vec!["a".into(), "value".into()], rows: vec![vec!["long ±".into(), "1".into()]] };
+        assert_eq!(table.to_text(), "a       value\nlong ±      1\n");
+        assert_eq!(table.to_markdown(), "| a      | value |\n| --- | --: |\n| long ± |     1 |\n");
+    }
+}
