@@ -43,7 +43,7 @@ impl Segment {
 
 fn tables(normalisation: &Normalisation) -> Vec<[f32; 256]> {
     let channels = normalisation.mean.iter().zip(&normalisation.std);
-    channels.map(|(mean, deviation)| std::array::from_fn(|pixel| (pixel as f32 / 255.0 - mean) / deviation)).collect()
+    channels.map(|(mean, deviation)| std::array::from_fn(|pixel| (pixel as f32 / 255.0 - *mean as f32) / *deviation as f32)).collect()
 }
 
 impl Samples {

@@ -38,9 +38,9 @@ pub struct DatasetFacts {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Normalisation {
     /// Mean of each channel, in 0..1.
-    pub mean: Vec<f32>,
+    pub mean: Vec<f64>,
     /// Standard deviation of each channel, positive.
-    pub std: Vec<f32>,
+    pub std: Vec<f64>,
 }
 
 impl Normalisation {

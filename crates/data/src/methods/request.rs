@@ -1,0 +1,355 @@
+//! `data/request`: what is to be forgotten. Nothing that is paid once depends on it.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use dcu_artifact::{Dataset, Holdout, Part, Request, RequestFacts, SampleId, digest_file};
+use dcu_nn::rng::Streams;
+use dcu_stage::{Context, External, Failure, Input, Method, Output, Rejected};
+use polars::prelude::{DataType, ParquetReader, SerReader};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::sources::missing;
+
+pub(crate) struct MakeRequest;
+
+/// How the forget set is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Scenario {
+    /// A random share of all samples.
+    Random,
+    /// All samples of some classes.
+    Class,
+    /// A random share of the samples of some classes.
+    Partial,
+    /// The samples that a file names.
+    Ids,
+    /// The samples whose labels were swapped.
+    Poisoned,
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Parameters {
+    /// How the forget set is chosen. Parameters of other scenarios are ignored.
+    scenario: Scenario,
+    /// The share to forget, for `random` and `partial`, rounded down.
+    ratio: f64,
+    /// The classes, for `class` and `partial`.
+    classes: Vec<u32>,
+    /// A CSV or parquet file with a column `id` (`train:17`, or the number in the artifacts) or `path` (as in the source), for `ids`.
+    #[schemars(extend("x-location" = true))]
+    file: Option<PathBuf>,
+}
+
+impl Default for Parameters {
+    fn default() -> Self {
+        Self { scenario: Scenario::Random, ratio: 0.1, classes: Vec::new(), file: None }
+    }
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Choice {
+    Random { ratio: f64 },
+    Class { classes: Vec<u32> },
+    Partial { ratio: f64, classes: Vec<u32> },
+    Ids(#[serde(skip)] PathBuf),
+    Poisoned,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Checked {
+    scenario: Choice,
+}
+
+impl Method for MakeRequest {
+    const NAME: &'static str = "request";
+    const VERSION: u32 = 1;
+    const SUMMARY: &'static str = "Draws up a deletion request; with `previous`, on top of an earlier one";
+    const USES_SEED: bool = true;
+    const INPUTS: &'static [Input] = &[
+        Input::one::<Dataset>("dataset"),
+        Input::optional::<Holdout>("holdout"),
+        Input::optional::<Request>("previous"),
+    ];
+    const OUTPUTS: &'static [Output] = &[Output::artifact::<Request>("request")];
+    const READS_FILES: bool = true;
+
+    type Parameters = Parameters;
+    type Checked = Checked;
+
+    fn check(parameters: Parameters) -> Result<Checked, Rejected> {
+        let Parameters { scenario, ratio, classes, file } = parameters;
+        let uses_ratio = matches!(scenario, Scenario::Random | Scenario::Partial);
+        Rejected::unless(!uses_ratio || ratio > 0.0, "ratio", format!("with `ratio: {ratio}` the forget set is empty; it must be above 0"))?;
+        Rejected::unless(!uses_ratio || ratio < 1.0, "ratio", format!("with `ratio: {ratio}` the forget set is everything; it must be below 1"))?;
+        let uses_classes = matches!(scenario, Scenario::Class | Scenario::Partial);
+        Rejected::unless(!uses_classes || !classes.is_empty(), "classes", "without `classes` the forget set is empty; name one at least")?;
+        let scenario = match scenario {
+            Scenario::Random => Choice::Random { ratio },
+            Scenario::Class => Choice::Class { classes },
+            Scenario::Partial => Choice::Partial { ratio, classes },
+            Scenario::Ids => Choice::Ids(file.ok_or_else(|| Rejected::parameter("file", "`file` must name a CSV or parquet file of ids"))?),
+            Scenario::Poisoned => Choice::Poisoned,
+        };
+        Ok(Checked { scenario })
+    }
+
+    fn externals(parameters: &Checked) -> anyhow::Result<Vec<External>> {
+        match &parameters.scenario {
+            Choice::Ids(file) => Ok(vec![External { name: "ids".into(), digest: digest_file(file)? }]),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    fn run(parameters: &Checked, context: &mut Context) -> anyhow::Result<()> {
+        let dataset: Dataset = context.read("dataset")?;
+        let holdout: Option<Holdout> = context.read_optional("holdout")?;
+        let previous: Option<Request> = context.read_optional("previous")?;
+        let streams = Streams::new(context.seed(), "data/request");
+        let request = draw_up(&parameters.scenario, &dataset, holdout.as_ref(), previous.as_ref(), &streams)?;
+        context.progress().note(&format!("{} samples to forget, {} to retain", request.forget.len(), request.retain.len()));
+        context.write("request", &request)
+    }
+}
+
+fn draw_up(choice: &Choice, dataset: &Dataset, holdout: Option<&Holdout>, previous: Option<&Request>, streams: &Streams) -> anyhow::Result<Request> {
+    let earlier: HashSet<u64> = previous.into_iter().flat_map(|request| request.forget.iter().chain(&request.earlier)).copied().collect();
+    let left: Vec<usize> = (0..dataset.len()).filter(|&row| !earlier.contains(&dataset.ids[row])).collect();
+    let forget = chosen(choice, dataset, holdout, &left, &earlier, streams)?;
+    let remedy = "choose another scenario, ratio, class or file";
+    if forget.is_empty() {
+        return Err(Failure::new(format!("the forget set is empty: {}", choice.describe()), remedy).into());
+    }
+    if forget.len() == left.len() {
+        return Err(Failure::new(format!("the forget set is everything: {} leaves nothing to retain", choice.describe()), remedy).into());
+    }
+    let ids = |rows: &mut dyn Iterator<Item = &usize>| rows.map(|&row| dataset.ids[row]).collect::<Vec<u64>>();
+    let facts = RequestFacts {
+        scenario: choice.name().into(),
+        classes: if let Choice::Class { classes } = choice { classes.clone() } else { Vec::new() },
+        cumulative: previous.is_some(),
+    };
+    Ok(Request {
+        forget: ids(&mut forget.iter()),
+        retain: ids(&mut left.iter().filter(|row| !forget.contains(row))),
+        earlier: dataset.ids.iter().copied().filter(|id| earlier.contains(id)).collect(),
+        facts,
+    })
+}
+
+impl Choice {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Random { .. } => "random",
+            Self::Class { .. } => "class",
+            Self::Partial { .. } => "partial",
+            Self::Ids(_) => "ids",
+            Self::Poisoned => "poisoned",
+        }
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Self::Random { ratio } => format!("a random share of {ratio}"),
+            Self::Class { classes } => format!("classes {classes:?}"),
+            Self::Partial { ratio, classes } => format!("a share of {ratio} of classes {classes:?}"),
+            Self::Ids(file) => format!("the ids in `{}`", file.display()),
+            Self::Poisoned => "the samples whose labels were swapped".into(),
+        }
+    }
+}
+
+/// The rows to forget, among those that are left.
+fn chosen(
+    choice: &Choice,
+    dataset: &Dataset,
+    holdout: Option<&Holdout>,
+    left: &[usize],
+    earlier: &HashSet<u64>,
+    streams: &Streams,
+) -> anyhow::Result<BTreeSet<usize>> {
+    let share = |mut rows: Vec<usize>, ratio: f64, purpose: u64| {
+        let count = (rows.len() as f64 * ratio) as usize;
+        streams.indexed("share", purpose).shuffle(&mut rows);
+        rows.truncate(count);
+        rows
+    };
+    let of_class = |class: u32| left.iter().copied().filter(|&row| dataset.labels[row] == class).collect::<Vec<usize>>();
+    if let Choice::Class { classes } | Choice::Partial { classes, .. } = choice
+        && let Some(class) = classes.iter().find(|&&class| class as usize >= dataset.classes())
+    {
+        let message = format!("class {class} is out of range: there are {} classes, counted from 0", dataset.classes());
+        return Err(Failure::new(message, "name classes that exist").into());
+    }
+    Ok(match choice {
+        Choice::Random { ratio } => share(left.to_vec(), *ratio, 0).into_iter().collect(),
+        Choice::Class { classes } => classes.iter().flat_map(|&class| of_class(class)).collect(),
+        Choice::Partial { ratio, classes } => classes.iter().flat_map(|&class| share(of_class(class), *ratio, 1 + u64::from(class))).collect(),
+        Choice::Poisoned => {
+            let Some(original) = &dataset.original_labels else {
+                let remedy = "put `data/poison` before the request, or choose another scenario";
+                return Err(Failure::new("no label was swapped in this dataset", remedy).into());
+            };
+            left.iter().copied().filter(|&row| dataset.labels[row] != original[row]).collect()
+        }
+        Choice::Ids(file) => from_file(file, dataset, holdout, earlier)?,
+    })
+}
+
+/// What a file of ids names.
+enum Named {
+    Ids(Vec<String>),
+    Paths(Vec<String>),
+}
+
+fn from_file(file: &Path, dataset: &Dataset, holdout: Option<&Holdout>, earlier: &HashSet<u64>) -> anyhow::Result<BTreeSet<usize>> {
+    let ids: Vec<u64> = match read_names(file)? {
+        Named::Ids(texts) => texts
+            .iter()
+            .map(|text| text.parse::<SampleId>().map(|id| id.0))
+            .collect::<Result<_, String>>()
+            .map_err(|reason| Failure::new(format!("`{}`: {reason}", file.display()), "write one id a line under the heading `id`"))?,
+        Named::Paths(paths) => by_path(file, &paths, dataset)?,
+    };
+    let held: HashSet<u64> = holdout.into_iter().flat_map(|holdout| holdout.remembrance.iter().chain(&holdout.validation).chain(&holdout.test)).copied().collect();
+    let is_held = |id: &u64| held.contains(id) || SampleId(*id).part() == Some(Part::Test) && !dataset.ids.contains(id);
+    if let Some(id) = ids.iter().find(|id| is_held(id)) {
+        let message = format!("sample {} is held out for remembrance or testing; no model was trained on it", SampleId(*id));
+        return Err(Failure::new(message, "leave it out of the request").into());
+    }
+    if let Some(id) = ids.iter().find(|id| earlier.contains(id)) {
+        return Err(Failure::new(format!("sample {} was forgotten by an earlier request", SampleId(*id)), "leave it out of the request").into());
+    }
+    let rows: HashMap<u64, usize> = dataset.ids.iter().enumerate().map(|(row, id)| (*id, row)).collect();
+    let unknown: Vec<String> = ids.iter().filter(|id| !rows.contains_key(id)).map(|id| format!("`{}`", SampleId(*id))).collect();
+    refuse_unknown(file, &unknown, "ids")?;
+    Ok(ids.iter().map(|id| rows[id]).collect())
+}
+
+fn by_path(file: &Path, paths: &[String], dataset: &Dataset) -> anyhow::Result<Vec<u64>> {
+    let Some(names) = &dataset.facts.names else {
+        let remedy = "name the samples by `id` instead";
+        return Err(Failure::new(format!("`{}` names paths, but the samples of this source have none", file.display()), remedy).into());
+    };
+    let known: HashMap<&str, u64> = names.iter().map(String::as_str).zip(dataset.ids.iter().copied()).collect();
+    let unknown: Vec<String> = paths.iter().filter(|path| !known.contains_key(path.as_str())).map(|path| format!("`{path}`")).collect();
+    refuse_unknown(file, &unknown, "paths")?;
+    Ok(paths.iter().map(|path| known[path.as_str()]).collect())
+}
+
+fn refuse_unknown(file: &Path, unknown: &[String], what: &str) -> anyhow::Result<()> {
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let first = unknown.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+    let message = format!("`{}` names {} unknown {what}: {first}{}", file.display(), unknown.len(), if unknown.len() > 3 { ", ..." } else { "" });
+    Err(Failure::new(message, "name samples of the training set; with `per_class` only those that were drawn are in it").into())
+}
+
+fn read_names(file: &Path) -> anyhow::Result<Named> {
+    let no_column = || Failure::new(format!("`{}` has neither a column `id` nor a column `path`", file.display()), "give it a heading: `id` or `path`");
+    if file.extension().is_some_and(|extension| extension == "parquet") {
+        let opened = std::fs::File::open(file).map_err(|error| missing(file, &error))?;
+        let frame = ParquetReader::new(opened).finish().with_context(|| format!("`{}` is no parquet file", file.display()))?;
+        let column = frame.column("id").or_else(|_| frame.column("path")).map_err(|_| no_column())?;
+        let texts = column.cast(&DataType::String)?;
+        let texts = texts.str()?.iter().flatten().map(str::to_owned).collect();
+        return Ok(if column.name() == "id" { Named::Ids(texts) } else { Named::Paths(texts) });
+    }
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(file).with_context(|| format!("cannot read `{}`", file.display()))?;
+    let headings = reader.headers().with_context(|| format!("`{}` is no CSV file", file.display()))?.clone();
+    let find = |name: &str| headings.iter().position(|heading| heading == name);
+    let (column, is_id) = find("id").map(|column| (column, true)).or_else(|| find("path").map(|column| (column, false))).ok_or_else(no_column)?;
+    let texts = reader
+        .records()
+        .map(|record| Ok(record?.get(column).unwrap_or_default().to_owned()))
+        .collect::<Result<Vec<String>, csv::Error>>()
+        .with_context(|| format!("`{}` is no CSV file", file.display()))?;
+    Ok(if is_id { Named::Ids(texts) } else { Named::Paths(texts) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::methods::fixtures::dataset;
+
+    fn streams() -> Streams {
+        Streams::new(1, "test")
+    }
+
+    fn request(choice: &Choice, previous: Option<&Request>) -> anyhow::Result<Request> {
+        draw_up(choice, &dataset(&[0, 0, 0, 0, 1, 1, 1, 1, 2, 2]), None, previous, &streams())
+    }
+
+    fn ids_file(text: &str) -> tempfile::NamedTempFile {
+        let mut file = tempfile::Builder::new().suffix(".csv").tempfile().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file
+    }
+
+    #[test]
+    fn every_scenario_divides_the_whole_training_set() {
+        for (choice, count) in [
+            (Choice::Random { ratio: 0.3 }, 3),
+            (Choice::Class { classes: vec![2] }, 2),
+            (Choice::Partial { ratio: 0.5, classes: vec![0, 1] }, 4),
+        ] {
+            let request = request(&choice, None).unwrap();
+            assert_eq!((request.forget.len(), request.retain.len(), request.earlier.len()), (count, 10 - count, 0), "{choice:?}");
+        }
+    }
+
+    #[test]
+    fn a_later_request_adds_to_the_earlier_ones() {
+        let first = request(&Choice::Random { ratio: 0.3 }, None).unwrap();
+        let second = request(&Choice::Random { ratio: 0.3 }, Some(&first)).unwrap();
+        assert_eq!((second.forget.len(), second.retain.len(), second.earlier.len()), (2, 5, 3));
+        assert!(second.facts.cumulative && second.forget.iter().all(|id| !first.forget.contains(id)));
+        let third = request(&Choice::Random { ratio: 0.3 }, Some(&second)).unwrap();
+        assert_eq!(third.earlier.len(), 5);
+    }
+
+    #[test]
+    fn an_empty_forget_set_and_one_that_is_everything_are_refused() {
+        let message = |choice: Choice| request(&choice, None).unwrap_err().to_string();
+        assert!(message(Choice::Random { ratio: 0.01 }).contains("empty"));
+        assert!(message(Choice::Class { classes: vec![0, 1, 2] }).contains("everything"));
+        assert!(message(Choice::Class { classes: vec![3] }).contains("out of range"));
+        assert!(message(Choice::Poisoned).contains("no label was swapped"));
+        let rejected = |ratio: f64| MakeRequest::check(Parameters { ratio, ..Parameters::default() }).unwrap_err();
+        assert!(rejected(0.0).message.contains("empty") && rejected(1.0).message.contains("everything"));
+    }
+
+    #[test]
+    fn a_file_names_samples_by_id_or_by_path() {
+        let file = ids_file("note,id\na,train:3\nb, 7\n");
+        assert_eq!(request(&Choice::Ids(file.path().into()), None).unwrap().forget, vec![3, 7]);
+        let mut named = dataset(&[0, 0, 1]);
+        named.facts.names = Some(["a/1.png", "a/2.png", "b/1.png"].map(str::to_owned).to_vec());
+        let file = ids_file("path\nb/1.png\n");
+        let choice = Choice::Ids(file.path().into());
+        assert_eq!(draw_up(&choice, &named, None, None, &streams()).unwrap().forget, vec![2]);
+    }
+
+    #[test]
+    fn unknown_held_out_and_repeated_ids_are_refused_by_name() {
+        let message = |text: &str| {
+            let file = ids_file(text);
+            let holdout = Holdout { train: (0..10).collect(), remembrance: vec![SampleId::new(Part::Test, 5).0], validation: vec![], test: vec![] };
+            let set = dataset(&[0, 0, 0, 0, 1, 1, 1, 1, 2, 2]);
+            draw_up(&Choice::Ids(file.path().into()), &set, Some(&holdout), None, &streams()).unwrap_err().to_string()
+        };
+        assert!(message("id\ntrain:99\n").contains("`train:99`"));
+        assert!(message("id\ntest:5\n").contains("test:5 is held out"));
+        assert!(message("id\nnonsense\n").contains("`nonsense` is no sample id"));
+        assert!(message("name\n3\n").contains("neither a column `id`"));
+        assert!(message("path\na.png\n").contains("have none"));
+    }
+}
