@@ -16,6 +16,7 @@ use crate::{Entry, Rejected};
 /// Runs the binary of a stage crate.
 #[must_use]
 pub fn main(crate_name: &'static str, methods: &[Entry]) -> ExitCode {
+    crate::memory::keep_freed_memory();
     let matches = command_line(crate_name, methods).get_matches();
     let (name, arguments) = matches.subcommand().expect("clap asks for one");
     let style = arguments.try_get_one::<Style>("progress").ok().flatten().copied().unwrap_or(Style::Text);

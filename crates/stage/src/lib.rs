@@ -15,6 +15,7 @@ mod checkpoint;
 mod command;
 mod context;
 mod failure;
+mod memory;
 mod method;
 mod progress;
 

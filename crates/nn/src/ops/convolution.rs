@@ -96,26 +96,23 @@ impl Geometry {
     }
 
     /// Visits each run of values that a window tap reads from one row of one image: `visit(column index, image index, length)`, with
-    /// `stride` between the values in the image. `blank` gets the ranges of columns that lie in the padding.
-    fn walk(&self, images: usize, mut visit: impl FnMut(usize, usize, usize), mut blank: impl FnMut(usize, usize)) {
+    /// `stride` between the values in the image. Columns that lie in the padding are not visited.
+    fn walk(&self, images: usize, mut visit: impl FnMut(usize, usize, usize)) {
         let width = images * self.positions();
         for channel in 0..self.channels {
             for kernel_row in 0..self.kernel_height {
                 let (first_row, last_row, start_row) = self.inside(kernel_row, self.height, self.rows);
                 for kernel_column in 0..self.kernel_width {
                     let (from, to, start) = self.inside(kernel_column, self.width, self.columns);
+                    if from == to {
+                        continue;
+                    }
                     let tap = (channel * self.kernel_height + kernel_row) * self.kernel_width + kernel_column;
                     for image in 0..images {
-                        let target = tap * width + image * self.positions();
-                        blank(target, first_row * self.columns);
-                        blank(target + last_row * self.columns, (self.rows - last_row) * self.columns);
-                        let plane = image * self.image() + channel * self.height * self.width;
-                        for row in first_row..last_row {
-                            let line = target + row * self.columns;
-                            let source = plane + (start_row + (row - first_row) * self.convolution.stride) * self.width + start;
-                            blank(line, from);
-                            visit(line + from, source, to - from);
-                            blank(line + to, self.columns - to);
+                        let target = tap * width + image * self.positions() + from;
+                        let source = image * self.image() + channel * self.height * self.width + start_row * self.width + start;
+                        for row in 0..last_row - first_row {
+                            visit(target + (first_row + row) * self.columns, source + row * self.convolution.stride * self.width, to - from);
                         }
                     }
                 }
@@ -123,37 +120,36 @@ impl Geometry {
         }
     }
 
-    /// Lays the windows of `images` out as columns: [taps, images · positions].
-    fn unfold<T: Real>(&self, input: &[T], images: usize, columns: &mut [T]) {
+    /// Lays the windows of `images` out as columns: [taps, images · positions]. A buffer of the right size comes from an earlier call with the
+    /// same geometry, so that its padding is zero already.
+    fn unfold<T: Real>(&self, input: &[T], images: usize, columns: &mut Vec<T>) {
+        let size = self.taps() * images * self.positions();
+        if columns.len() != size {
+            columns.clear();
+            columns.resize(size, T::default());
+        }
         let stride = self.convolution.stride;
-        let cells = std::cell::Cell::from_mut(columns).as_slice_of_cells();
-        self.walk(
-            images,
-            |target, source, length| {
-                if length == 0 {
-                    return;
-                }
-                let line = &input[source..source + (length - 1) * stride + 1];
-                cells[target..target + length].iter().zip(line.iter().step_by(stride)).for_each(|(cell, &value)| cell.set(value));
-            },
-            |target, length| cells[target..target + length].iter().for_each(|cell| cell.set(T::default())),
-        );
+        self.walk(images, |target, source, length| {
+            let columns = &mut columns[target..target + length];
+            if stride == 1 {
+                columns.copy_from_slice(&input[source..source + length]);
+            } else {
+                columns.iter_mut().zip(input[source..].iter().step_by(stride)).for_each(|(column, &pixel)| *column = pixel);
+            }
+        });
     }
 
     /// Adds the gradient of the columns to the pixels that they were read from.
     fn fold<T: Real>(&self, columns: &[T], images: usize, input: &mut [T]) {
         let stride = self.convolution.stride;
-        self.walk(
-            images,
-            |target, source, length| {
-                if length == 0 {
-                    return;
-                }
-                let line = &mut input[source..source + (length - 1) * stride + 1];
-                line.iter_mut().step_by(stride).zip(&columns[target..target + length]).for_each(|(pixel, &value)| *pixel += value);
-            },
-            |_, _| {},
-        );
+        self.walk(images, |target, source, length| {
+            let columns = &columns[target..target + length];
+            if stride == 1 {
+                input[source..source + length].iter_mut().zip(columns).for_each(|(pixel, &value)| *pixel += value);
+            } else {
+                input[source..].iter_mut().step_by(stride).zip(columns).for_each(|(pixel, &value)| *pixel += value);
+            }
+        });
     }
 
     /// [images, outputs, positions] as [outputs, images · positions].
@@ -217,7 +213,6 @@ fn forward<T: Real>(geometry: &Geometry, input: &[T], weight: &[T], bias: &[T]) 
         |(columns, product), (output, input)| {
             let images = input.len() / geometry.image();
             let width = images * positions;
-            columns.resize(taps * width, T::default());
             geometry.unfold(input, images, columns);
             product.resize(outputs * width, T::default());
             multiply(weight, Matrix::new(columns, taps, width), product, false);
@@ -265,7 +260,6 @@ fn weight_gradient<T: Real>(geometry: &Geometry, input: &[T], gradient: &[T]) ->
             for (input, gradient) in groups {
                 let images = input.len() / geometry.image();
                 let width = images * positions;
-                columns.resize(taps * width, T::default());
                 geometry.unfold(input, images, &mut columns);
                 let gradient = geometry.gather(gradient, images, &mut buffer);
                 multiply(Matrix::new(gradient, outputs, width), Matrix::new(&columns, taps, width).transposed(), &mut sum, true);
