@@ -84,6 +84,8 @@ pub trait Method {
     const SUMMARY: &'static str;
     /// Whether the seed changes the result.
     const USES_SEED: bool;
+    /// Whether the runner holds the seed fixed unless the pipeline gives one: the choice of data is the same for all seeds of an experiment.
+    const PINNED: bool = false;
     /// The named inputs.
     const INPUTS: &'static [Input];
     /// The named outputs.
@@ -126,6 +128,7 @@ pub struct Entry {
     pub(crate) version: u32,
     pub(crate) summary: &'static str,
     pub(crate) uses_seed: bool,
+    pub(crate) pinned: bool,
     pub(crate) inputs: &'static [Input],
     pub(crate) outputs: &'static [Output],
     pub(crate) reads_files: bool,
@@ -150,6 +153,7 @@ pub fn entry<M: Method>() -> Entry {
         version: M::VERSION,
         summary: M::SUMMARY,
         uses_seed: M::USES_SEED,
+        pinned: M::PINNED,
         inputs: M::INPUTS,
         outputs: M::OUTPUTS,
         reads_files: M::READS_FILES,
@@ -172,7 +176,7 @@ pub fn entry<M: Method>() -> Entry {
 impl Entry {
     pub(crate) fn describe(&self) -> Value {
         json!({
-            "name": self.name, "version": self.version, "summary": self.summary, "uses_seed": self.uses_seed,
+            "name": self.name, "version": self.version, "summary": self.summary, "uses_seed": self.uses_seed, "pinned": self.pinned,
             "reads_files": self.reads_files, "timings": self.timings, "parameters": (self.schema)(),
             "inputs": self.inputs, "outputs": self.outputs,
         })

@@ -28,6 +28,7 @@ impl Method for HoldOut {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Divides unseen data into remembrance set, validation set and test set";
     const USES_SEED: bool = true;
+    const PINNED: bool = true;
     const INPUTS: &'static [Input] = &[Input::one::<Dataset>("train"), Input::one::<Dataset>("test")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Holdout>("holdout")];
 

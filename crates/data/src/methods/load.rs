@@ -135,6 +135,7 @@ impl Method for Load {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Loads labelled images from the program, a file, a folder or the Hugging Face hub";
     const USES_SEED: bool = true;
+    const PINNED: bool = true;
     const INPUTS: &'static [Input] = &[];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Dataset>("train"), Output::artifact::<Dataset>("test")];
     const READS_FILES: bool = true;

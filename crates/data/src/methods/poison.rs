@@ -28,6 +28,7 @@ impl Method for Poison {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Swaps the labels of a share of two classes";
     const USES_SEED: bool = true;
+    const PINNED: bool = true;
     const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Dataset>("dataset")];
 

@@ -1,0 +1,143 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::catalogue::Catalogue;
+use crate::metrics::{self, Format};
+use crate::session::{Session, workspace};
+use crate::show::{self, GraphFormat};
+use crate::{regress, run};
+
+/// Runs pipelines of dataset-condensation-driven unlearning, keeps their results, and tells what has changed.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, arg_required_else_help = true)]
+pub(crate) struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// A pipeline and the store of its results.
+#[derive(Debug, Args)]
+struct Target {
+    /// The pipeline file, such as `pipelines/quickstart.yaml`.
+    pipeline: PathBuf,
+    /// Overrides a parameter, as `STAGE.PARAMETER=VALUE`; also `seeds=[1, 2]`, `STAGE.uses=METHOD`. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// The store of results; by default `artifacts/` of the workspace.
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+}
+
+impl Target {
+    fn open(&self) -> anyhow::Result<Session> {
+        let store = self.store.as_deref().map(std::path::absolute).transpose()?;
+        Session::open(&self.pipeline, &self.settings, store.as_deref())
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Bring the results of a pipeline up to date: run what is stale, take the rest from the store.
+    Run {
+        #[command(flatten)]
+        target: Target,
+        /// Only this stage, whose inputs must be up to date. May be repeated.
+        #[arg(long, value_name = "STAGE", conflicts_with = "from")]
+        only: Vec<String>,
+        /// This stage and all that depends on it. May be repeated.
+        #[arg(long, value_name = "STAGE")]
+        from: Vec<String>,
+        /// Run even what is cached.
+        #[arg(long)]
+        force: bool,
+        /// Say what would run, and run nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Threads of a stage; results do not depend on it.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+        threads: Option<u16>,
+    },
+    /// Say of each stage whether it is cached, stale and why, or waits for another.
+    Status {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// List the methods that a stage can use, or show the parameters of one.
+    List {
+        /// The method, such as `train/fit`.
+        method: Option<String>,
+        /// As JSON, with the JSON schema of the parameters.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show which stage needs which.
+    Graph {
+        #[command(flatten)]
+        target: Target,
+        #[arg(long, default_value = "text")]
+        format: GraphFormat,
+    },
+    /// Print the numbers of a pipeline, one row a method and seed.
+    Metrics {
+        #[command(flatten)]
+        target: Target,
+        #[arg(long, default_value = "table")]
+        format: Format,
+    },
+    /// Compare the numbers of a pipeline with the accepted ones in `baselines/`.
+    Regress {
+        #[command(flatten)]
+        target: Target,
+        /// Accept the present numbers.
+        #[arg(long, conflicts_with = "update_tolerances")]
+        update: bool,
+        /// Take the tolerances for other CPUs from the present numbers, which need five seeds.
+        #[arg(long)]
+        update_tolerances: bool,
+    },
+    /// Show what is in an artifact, or where the results of a stage lie.
+    Inspect {
+        /// An artifact (`.safetensors`), or a pipeline file.
+        path: PathBuf,
+        /// With a pipeline file: the stage or instance.
+        stage: Option<String>,
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        settings: Vec<String>,
+        #[arg(long, value_name = "DIR")]
+        store: Option<PathBuf>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl CommandLine {
+    pub(crate) fn execute(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Run { target, only, from, force, dry_run, threads } => {
+                let request = run::Request { only, from, force, dry: dry_run, threads: threads.map(usize::from) };
+                run::run(&target.open()?, &request)
+            }
+            Command::Status { target } => {
+                run::status(&target.open()?);
+                Ok(())
+            }
+            Command::List { method, json } => show::list(&Catalogue::load(workspace())?, method.as_deref(), json),
+            Command::Graph { target, format } => {
+                show::graph(&target.open()?, format);
+                Ok(())
+            }
+            Command::Metrics { target, format } => metrics::print(&target.open()?, format),
+            Command::Regress { target, update: true, .. } => regress::update(&target.open()?),
+            Command::Regress { target, update_tolerances: true, .. } => regress::update_tolerances(&target.open()?),
+            Command::Regress { target, .. } => regress::compare(&target.open()?),
+            Command::Inspect { path, stage: None, json, .. } => show::artifact(&path, json),
+            Command::Inspect { path, stage: Some(stage), settings, store, json } => {
+                show::results(&Target { pipeline: path, settings, store }.open()?, &stage, json)
+            }
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! `cargo xtask metrics`: the numbers of a pipeline, one row a method and seed, joined with what they cost.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context as _, bail};
+use dcu_artifact::Metrics;
+use serde_json::{Map, Value, json};
+
+use crate::reasons::in_one_line;
+use crate::session::{Known, Session, State, coordinates};
+use crate::table;
+
+/// The scores that come first, and are there in every row.
+const FIRST: [&str; 4] = ["retain_accuracy", "forget_accuracy", "test_accuracy", "mia_accuracy"];
+
+/// How the rows are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Csv,
+    Json,
+    Md,
+}
+
+/// One judged model.
+#[derive(Debug, Clone)]
+pub(crate) struct Row {
+    pub(crate) seed: Option<u64>,
+    pub(crate) method: String,
+    pub(crate) stage: String,
+    pub(crate) instance: String,
+    pub(crate) coordinates: Map<String, Value>,
+    pub(crate) scalars: BTreeMap<String, f64>,
+    pub(crate) absent: BTreeMap<String, String>,
+    /// Seconds of the stage that made the model forget; 0 for a model that has forgotten nothing.
+    pub(crate) unlearn_seconds: f64,
+    /// Seconds of all that a new request costs: the request, the reduced set and the unlearning.
+    pub(crate) request_seconds: f64,
+}
+
+/// All rows of a pipeline, which must be up to date.
+pub(crate) fn rows(session: &Session) -> anyhow::Result<(Vec<Row>, Known)> {
+    let (states, known) = session.states();
+    let instances = &session.plan.instances;
+    let judging = |index: &usize| instances[*index].outputs.iter().any(|output| output.schema == "metrics/1");
+    let evaluations: Vec<usize> = (0..instances.len()).filter(judging).collect();
+    if evaluations.is_empty() {
+        bail!("the pipeline `{}` evaluates nothing: no stage of it gives metrics/1", session.pipeline_name());
+    }
+    let needed: BTreeSet<usize> = evaluations.iter().flat_map(|&index| session.plan.ancestors(index).into_iter().chain([index])).collect();
+    if let Some(&index) = needed.iter().find(|&&index| known[index].is_none()) {
+        let name = &instances[index].name;
+        let why = match &states[index] {
+            State::Stale(reasons) => in_one_line(reasons),
+            _ => "it waits for others".into(),
+        };
+        bail!("`{name}` is not up to date ({why}), so there is nothing to show\n  help: run `cargo xtask run {}` first, with the same `--set`", session.plan.pipeline.document.file.display());
+    }
+    let rows = evaluations.into_iter().map(|index| row(session, index, &known)).collect::<anyhow::Result<_>>()?;
+    Ok((rows, known))
+}
+
+fn row(session: &Session, index: usize, known: &Known) -> anyhow::Result<Row> {
+    let instance = &session.plan.instances[index];
+    let stored = known[index].as_ref().context("it is up to date")?;
+    let (name, _) = stored.record.outputs.iter().find(|(_, made)| made.schema == "metrics/1").context("it gives metrics")?;
+    let metrics = Metrics::read(&stored.path(name))?;
+    let total = |index: usize| known[index].as_ref().map_or(0.0, |stored| stored.record.seconds.total);
+    let model = instance.inputs.iter().find(|(name, _)| name == "model").and_then(|(_, sources)| sources.first());
+    let (mut unlearn_seconds, mut request_seconds) = (0.0, 0.0);
+    if let Some(model) = model {
+        let knows_request = |index: usize| {
+            let all = session.plan.ancestors(index).into_iter().chain([index]);
+            all.flat_map(|other| &session.plan.instances[other].outputs).any(|output| output.schema == "request/1")
+        };
+        if knows_request(model.instance) {
+            unlearn_seconds = total(model.instance);
+            request_seconds = unlearn_seconds + session.plan.ancestors(model.instance).into_iter().filter(|&other| knows_request(other)).map(total).sum::<f64>();
+        }
+    }
+    Ok(Row {
+        seed: instance.row_seed,
+        method: session.plan.row_label(index).to_owned(),
+        stage: instance.stage.clone(),
+        instance: instance.name.clone(),
+        coordinates: coordinates(instance),
+        scalars: metrics.scalars,
+        absent: metrics.absent,
+        unlearn_seconds,
+        request_seconds,
+    })
+}
+
+impl Row {
+    fn to_json(&self, pipeline: &str) -> Value {
+        let mut map = Map::new();
+        map.insert("pipeline".into(), json!(pipeline));
+        map.insert("seed".into(), json!(self.seed));
+        map.insert("method".into(), json!(self.method));
+        for name in FIRST {
+            map.insert(name.into(), json!(self.scalars.get(name)));
+        }
+        map.insert("unlearn_seconds".into(), json!(self.unlearn_seconds));
+        map.insert("request_seconds".into(), json!(self.request_seconds));
+        for (name, value) in self.scalars.iter().filter(|(name, _)| !FIRST.contains(&name.as_str())) {
+            map.insert(name.clone(), json!(value));
+        }
+        map.insert("absent".into(), json!(self.absent));
+        map.insert("stage".into(), json!(self.stage));
+        map.insert("instance".into(), json!(self.instance));
+        map.insert("coordinates".into(), Value::Object(self.coordinates.clone()));
+        Value::Object(map)
+    }
+}
+
+/// Prints the rows.
+pub(crate) fn print(session: &Session, format: Format) -> anyhow::Result<()> {
+    let (rows, _) = rows(session)?;
+    let pipeline = session.pipeline_name();
+    if format == Format::Json {
+        println!("{:#}", Value::Array(rows.iter().map(|row| row.to_json(pipeline)).collect()));
+        return Ok(());
+    }
+    let others: BTreeSet<&str> = rows.iter().flat_map(|row| row.scalars.keys()).map(String::as_str).filter(|name| !FIRST.contains(name)).collect();
+    let mut heading = vec!["method", "seed"];
+    heading.extend(FIRST);
+    heading.extend(["unlearn_seconds", "request_seconds"]);
+    heading.extend(&others);
+    heading.extend(["instance", "pipeline"]);
+    let mut cells = vec![heading.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()];
+    for row in &rows {
+        let number = |name: &str| row.scalars.get(name).map_or(String::new(), |value| if format == Format::Csv { value.to_string() } else { format!("{value:.4}") });
+        let mut line = vec![row.method.clone(), row.seed.map_or(String::new(), |seed| seed.to_string())];
+        line.extend(FIRST.iter().map(|name| number(name)));
+        line.extend([row.unlearn_seconds, row.request_seconds].map(|seconds| format!("{seconds:.3}")));
+        line.extend(others.iter().map(|name| number(name)));
+        line.extend([row.instance.clone(), pipeline.to_owned()]);
+        cells.push(line);
+    }
+    match format {
+        Format::Csv => cells.iter().for_each(|line| println!("{}", line.iter().map(|cell| csv_cell(cell)).collect::<Vec<_>>().join(","))),
+        Format::Md => table::markdown(&cells).iter().for_each(|line| println!("{line}")),
+        _ => table::aligned(&cells, "  ", "", "").iter().for_each(|line| println!("{line}")),
+    }
+    Ok(())
+}
+
+fn csv_cell(text: &str) -> String {
+    if text.contains([',', '"', '\n']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
+}

@@ -1,0 +1,175 @@
+//! A plan together with a store: what is done, what is stale and why, what waits.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use dcu_artifact::{Digest, digest_json};
+use serde_json::{Map, Value, json};
+
+use crate::catalogue::Catalogue;
+use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::fingerprint::{Code, Fingerprints};
+use crate::pipeline::Pipeline;
+use crate::plan::{Instance, Plan, Task};
+use crate::reasons::{Reason, differences};
+use crate::store::{Found, Parts, Store, Stored};
+
+/// A pipeline, resolved against the code as it is, and the store that its results are in.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) plan: Plan,
+    pub(crate) store: Store,
+    pub(crate) catalogue: Catalogue,
+    codes: Vec<Code>,
+}
+
+/// Where an instance stands.
+#[derive(Debug)]
+pub(crate) enum State {
+    Cached(Box<Stored>),
+    Stale(Vec<Reason>),
+    /// Its key is unknown until these have run.
+    Waits(Vec<usize>),
+}
+
+/// What is known of each instance of a plan.
+pub(crate) type Known = Vec<Option<Stored>>;
+
+/// The folder of the workspace that this program was built from.
+pub(crate) fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
+}
+
+/// The store that is used unless `--store` names another.
+pub(crate) fn default_store() -> PathBuf {
+    workspace().join("artifacts")
+}
+
+impl Session {
+    /// Reads and checks a pipeline whole; nothing has run when this fails.
+    pub(crate) fn open(file: &Path, settings: &[String], store: Option<&Path>) -> anyhow::Result<Self> {
+        let pipeline = Pipeline::read(file, settings)?;
+        let catalogue = Catalogue::load(workspace())?;
+        let plan = Plan::new(pipeline, &catalogue)?;
+        let mut fingerprints = Fingerprints::new(workspace())?;
+        let codes = plan.instances.iter().map(|instance| code(&plan, instance, &catalogue, &mut fingerprints)).collect::<anyhow::Result<_>>()?;
+        Ok(Self { plan, store: Store::new(store.unwrap_or(&default_store())), catalogue, codes })
+    }
+
+    pub(crate) fn pipeline_name(&self) -> &str {
+        &self.plan.pipeline.name
+    }
+
+    /// All that decides the result of an instance, or the instances that must run before it is known.
+    pub(crate) fn parts(&self, index: usize, known: &Known) -> Result<Parts, Vec<usize>> {
+        let instance = &self.plan.instances[index];
+        let missing: Vec<usize> = instance.needs().into_iter().filter(|&need| known[need].is_none()).collect();
+        if !missing.is_empty() {
+            return Err(missing);
+        }
+        let digest = |source: &crate::plan::Source| known[source.instance].as_ref().map(|stored| stored.record.outputs[&source.output].digest.clone());
+        let inputs = instance.inputs.iter().map(|(name, sources)| (name.clone(), sources.iter().filter_map(digest).collect()));
+        let mut externals: BTreeMap<String, Digest> =
+            instance.checked.externals.iter().map(|external| (external.name.clone(), external.digest.clone())).collect();
+        if let Some(timings) = self.timings(index, known) {
+            externals.insert("timings".into(), digest_json(&timings));
+        }
+        let (task, version) = match &instance.task {
+            Task::Method { version, .. } => (Value::String(instance.task.uses()), Some(*version)),
+            Task::Command { command, .. } => (json!(command), None),
+        };
+        Ok(Parts {
+            task,
+            version,
+            parameters: instance.checked.parameters.clone(),
+            seed: instance.seed,
+            inputs: inputs.collect(),
+            externals,
+            outputs: instance.outputs.iter().map(|output| (output.name.clone(), output.schema.clone())).collect(),
+            code: self.codes[index].clone(),
+        })
+    }
+
+    /// The folder of the store in which results of an instance's task lie.
+    pub(crate) fn task_folder(&self, index: usize) -> String {
+        match &self.plan.instances[index].task {
+            Task::Method { crate_name, method, .. } => format!("{crate_name}-{method}"),
+            Task::Command { .. } => format!("command-{}", self.plan.instances[index].stage),
+        }
+    }
+
+    /// Where an instance stands, given what its inputs are.
+    pub(crate) fn state(&self, index: usize, known: &Known) -> State {
+        let parts = match self.parts(index, known) {
+            Ok(parts) => parts,
+            Err(missing) => return State::Waits(missing),
+        };
+        match self.store.find(&self.task_folder(index), &parts.key()) {
+            Found::Result(stored) => State::Cached(Box::new(stored)),
+            Found::Damaged(reason) => State::Stale(vec![Reason::Damaged(reason)]),
+            Found::Nothing => {
+                let last = self.store.last(self.pipeline_name(), &self.plan.instances[index].name);
+                State::Stale(last.map_or_else(|| vec![Reason::NeverRan], |last| differences(&last, &parts)))
+            }
+        }
+    }
+
+    /// Where every instance stands.
+    pub(crate) fn states(&self) -> (Vec<State>, Known) {
+        let mut known: Known = vec![None; self.plan.instances.len()];
+        let mut states = Vec::new();
+        for index in 0..self.plan.instances.len() {
+            let state = self.state(index, &known);
+            if let State::Cached(stored) = &state {
+                known[index] = Some((**stored).clone());
+            }
+            states.push(state);
+        }
+        (states, known)
+    }
+
+    /// The timings of all that an instance rests on, if its method wants them and they are known (docs/contracts.md).
+    pub(crate) fn timings(&self, index: usize, known: &Known) -> Option<Value> {
+        if !matches!(self.plan.instances[index].task, Task::Method { timings: true, .. }) {
+            return None;
+        }
+        let instances = self.plan.ancestors(index).into_iter().map(|ancestor| {
+            let instance = &self.plan.instances[ancestor];
+            let record = &known[ancestor].as_ref()?.record;
+            let names = |sources: &Vec<crate::plan::Source>| sources.iter().map(|source| self.plan.instances[source.instance].name.clone()).collect::<Vec<_>>();
+            let inputs: Map<String, Value> = instance.inputs.iter().map(|(name, sources)| (name.clone(), json!(names(sources)))).collect();
+            let outputs: Map<String, Value> =
+                record.outputs.iter().map(|(name, made)| (name.clone(), json!({ "schema": made.schema, "digest": made.digest }))).collect();
+            Some(json!({
+                "stage": instance.stage, "instance": instance.name, "uses": instance.task.uses(), "label": instance.label, "seed": instance.row_seed,
+                "coordinates": coordinates(instance), "seconds": record.seconds, "inputs": inputs, "outputs": outputs, "trusted_code": false,
+            }))
+        });
+        Some(json!({ "pipeline": self.pipeline_name(), "instances": instances.collect::<Option<Vec<_>>>()? }))
+    }
+}
+
+/// The coordinates by key; keys that two stages share carry the stage's name.
+pub(crate) fn coordinates(instance: &Instance) -> Map<String, Value> {
+    let shared = |key: &str| instance.coordinates.iter().filter(|coordinate| coordinate.key == key).count() > 1;
+    let name = |coordinate: &crate::plan::Coordinate| match shared(&coordinate.key) {
+        true => format!("{}.{}", coordinate.stage, coordinate.key),
+        false => coordinate.key.clone(),
+    };
+    instance.coordinates.iter().map(|coordinate| (name(coordinate), Value::String(coordinate.value.clone()))).collect()
+}
+
+fn code(plan: &Plan, instance: &Instance, catalogue: &Catalogue, fingerprints: &mut Fingerprints) -> anyhow::Result<Code> {
+    match &instance.task {
+        Task::Method { crate_name, method, .. } => fingerprints.method(crate_name, method, &catalogue.methods_of(crate_name)),
+        Task::Command { code, folder, .. } => {
+            if let Some((position, name)) = code.iter().enumerate().find(|(_, name)| !folder.join(name).is_file()) {
+                let position = position.to_string();
+                let place = plan.pipeline.document.at(&["stages", instance.stage.as_str(), "code", &position]);
+                return Err(Diagnostics::from(Diagnostic::new(place, format!("there is no file `{}`", folder.join(name).display()))).into());
+            }
+            Fingerprints::files(folder, code).context("cannot read the code of an outside stage")
+        }
+    }
+}
