@@ -225,10 +225,10 @@ mod tests {
     fn values_and_keys_know_their_places() {
         let document = Document::parse(Path::new("p.yaml"), TEXT).unwrap();
         assert_eq!(document.value["stages"]["null"], json!({}));
-        assert_eq!(line_and_column(document.at(&["stages", "base", "with", "epochs"])), (3, 45));
-        assert_eq!(line_and_column(document.at_key(&["stages", "base", "with", "epochs"])), (3, 37));
+        assert_eq!(line_and_column(document.at(&["stages", "base", "with", "epochs"])), (3, 44));
+        assert_eq!(line_and_column(document.at_key(&["stages", "base", "with", "epochs"])), (3, 36));
         assert_eq!(line_and_column(document.at(&["stages", "list", "1", "1"])), (7, 11));
-        assert_eq!(line_and_column(document.at(&["stages", "base", "with", "unknown"])), (3, 29));
+        assert_eq!(line_and_column(document.at(&["stages", "base", "with", "unknown"])), (3, 28));
         assert_eq!(line_and_column(document.at_key(&["stages", "null"])), (4, 3));
     }
 

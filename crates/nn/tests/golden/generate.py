@@ -1,0 +1,137 @@
+"""Makes ops.safetensors and training.safetensors with PyTorch; the tests of crates/nn compare with them.
+
+    pip install torch==2.15.0 safetensors
+    python generate.py
+
+The operations are computed in f64. The trainings run in f32 on one thread, from saved initial weights, on batches in order,
+without dropout; their first 20 losses and last weights are kept.
+"""
+import torch
+import torch.nn.functional as F
+from pathlib import Path
+from safetensors.torch import save_file
+from torch import nn
+
+FOLDER = Path(__file__).parent
+torch.manual_seed(20240131)
+torch.set_num_threads(1)
+torch.use_deterministic_algorithms(True)
+
+
+def record(tensors, name, arguments, output, **extra):
+    """Keeps arguments, output, and the gradients of sum(output * direction) for each argument that asks for one."""
+    direction = torch.randn_like(output)
+    (output * direction).sum().backward()
+    tensors[f"{name}.output"] = output.detach()
+    tensors[f"{name}.direction"] = direction
+    for key, value in arguments.items():
+        tensors[f"{name}.{key}"] = value.detach()
+        if value.grad is not None:
+            tensors[f"{name}.{key}.gradient"] = value.grad
+    for key, value in extra.items():
+        tensors[f"{name}.{key}"] = torch.as_tensor(value)
+
+
+def variable(*shape):
+    return torch.randn(*shape, dtype=torch.float64).requires_grad_()
+
+
+def operations():
+    tensors = {}
+    # images, channels, outputs, height, width, kernel, stride, padding
+    convolutions = [
+        (2, 3, 4, 8, 8, 3, 1, 1),
+        (1, 2, 3, 5, 7, 3, 1, 1),
+        (3, 1, 2, 9, 6, 3, 2, 1),
+        (2, 3, 5, 8, 8, 4, 2, 1),
+        (2, 4, 3, 6, 5, 1, 1, 0),
+        (1, 2, 2, 7, 7, 5, 1, 2),
+        (2, 3, 2, 11, 9, 7, 2, 3),
+        (5, 2, 3, 4, 4, 3, 1, 0),
+    ]
+    for position, (n, c, o, h, w, kernel, stride, padding) in enumerate(convolutions):
+        arguments = {"input": variable(n, c, h, w), "weight": variable(o, c, kernel, kernel), "bias": variable(o)}
+        output = F.conv2d(arguments["input"], arguments["weight"], arguments["bias"], stride=stride, padding=padding)
+        record(tensors, f"conv2d.{position}", arguments, output, stride=stride, padding=padding)
+    for position, (n, i, o) in enumerate([(4, 6, 3), (1, 5, 7), (9, 1, 1)]):
+        arguments = {"input": variable(n, i), "weight": variable(o, i), "bias": variable(o)}
+        record(tensors, f"linear.{position}", arguments, F.linear(*arguments.values()))
+    for position, (n, c, h, w, window) in enumerate([(2, 3, 8, 8, 2), (1, 2, 7, 5, 2), (3, 1, 9, 9, 3)]):
+        arguments = {"input": variable(n, c, h, w)}
+        record(tensors, f"max_pool2d.{position}", arguments, F.max_pool2d(arguments["input"], window), window=window)
+    for position, shape in enumerate([(4, 3, 5, 5), (3, 2, 1, 2), (1, 4, 3, 2)]):
+        for mode in ["train", "eval"]:
+            for rectify in [False, True]:
+                arguments = {"input": variable(*shape), "scale": variable(shape[1]), "shift": variable(shape[1])}
+                mean, var = torch.randn(shape[1], dtype=torch.float64), torch.rand(shape[1], dtype=torch.float64) + 0.5
+                before = mean.clone(), var.clone()
+                output = F.batch_norm(arguments["input"], mean, var, arguments["scale"], arguments["shift"], training=mode == "train", momentum=0.1)
+                output = F.relu(output) if rectify else output
+                extra = {"mean": before[0], "variance": before[1], "new_mean": mean, "new_variance": var, "rectify": int(rectify)}
+                record(tensors, f"batch_norm_{mode}.{2 * position + rectify}", arguments, output, **extra)
+    arguments = {"input": variable(3, 7)}
+    record(tensors, "relu.0", arguments, F.relu(arguments["input"]))
+    for position, (n, classes, scale) in enumerate([(6, 10, 1.0), (1, 2, 1.0), (4, 3, 200.0)]):
+        logits = (torch.randn(n, classes, dtype=torch.float64) * scale).requires_grad_()
+        labels = torch.randint(classes, (n,))
+        record(tensors, f"cross_entropy.{position}", {"logits": logits}, F.cross_entropy(logits, labels), labels=labels,
+               each=F.cross_entropy(logits.detach(), labels, reduction="none"))
+    rules = {"adam": lambda p: torch.optim.Adam(p, lr=0.01), "adam_decay": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
+             "sgd": lambda p: torch.optim.SGD(p, lr=0.1), "sgd_momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.05)}
+    for name, rule in rules.items():
+        parameter = nn.Parameter(torch.randn(5))
+        tensors[f"{name}.start"] = parameter.detach().clone()
+        optimiser, gradients, values = rule([parameter]), torch.randn(4, 5), []
+        for gradient in gradients:
+            parameter.grad = gradient.clone()
+            optimiser.step()
+            values.append(parameter.detach().clone())
+        tensors[f"{name}.gradients"], tensors[f"{name}.values"] = gradients, torch.stack(values)
+    return tensors
+
+
+def mlp(channels, size, widths, classes):
+    return nn.Sequential(*[layer for a, b in zip([channels * size * size] + widths, widths + [classes]) for layer in (nn.Linear(a, b), nn.ReLU())][:-1]), \
+        lambda net, x: net(x.flatten(1)), lambda key: f"linear{int(key.split('.')[0]) // 2 + 1}.{key.split('.')[1]}"
+
+
+class Cnn(nn.Module):
+    def __init__(self, channels, size, widths, hidden, classes):
+        super().__init__()
+        blocks = [layer for a, b in zip([channels] + widths, widths) for layer in (nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2))]
+        self.features = nn.Sequential(*blocks)
+        side = size // 2 ** len(widths)
+        self.classifier = nn.Sequential(nn.Linear(widths[-1] * side * side, hidden), nn.ReLU(), nn.Dropout(0.0), nn.Linear(hidden, classes))
+
+    def forward(self, x):
+        return self.classifier(self.features(x).flatten(1))
+
+
+def training(tensors, name, net, forward, rename, images, labels, steps=20, batch=16):
+    for key, value in net.state_dict().items():
+        tensors[f"{name}.start.{rename(key)}"] = value.clone()
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
+    losses = []
+    for step in range(steps):
+        rows = [(step * batch + row) % len(images) for row in range(batch)]
+        optimiser.zero_grad()
+        loss = F.cross_entropy(forward(net, images[rows]), labels[rows])
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    tensors[f"{name}.losses"] = torch.tensor(losses, dtype=torch.float64)
+    for key, value in net.state_dict().items():
+        tensors[f"{name}.end.{rename(key)}"] = value.clone()
+
+
+def trainings():
+    images, labels = torch.randn(72, 3, 16, 16), torch.randint(5, (72,))
+    tensors = {"images": images, "labels": labels}
+    net, forward, rename = mlp(3, 16, [24, 12], 5)
+    training(tensors, "mlp", net, forward, rename, images, labels)
+    training(tensors, "cnn", Cnn(3, 16, [4, 8, 8, 12], 20, 5), lambda net, x: net(x), lambda key: key, images, labels)
+    return tensors
+
+
+for file, tensors in {"ops": operations(), "training": trainings()}.items():
+    save_file({key: value.contiguous() for key, value in tensors.items()}, FOLDER / f"{file}.safetensors", {"made_by": f"generate.py with torch {torch.__version__}"})

@@ -1,0 +1,199 @@
+//! Operations, optimisers and trainings against vectors made with PyTorch (tests/golden/generate.py).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use dcu_artifact::{Array, Tensor as Stored};
+use dcu_nn::ops::{self, Convolution};
+use dcu_nn::optimiser::{Optimiser, Rule};
+use dcu_nn::rng::Streams;
+use dcu_nn::{Architecture, Family, Mode, Network, Part, network};
+
+type Golden = std::collections::HashMap<String, Tensor>;
+
+fn golden(file: &str) -> Golden {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
+    candle_core::safetensors::load(path, &Device::Cpu).expect("the golden file is there")
+}
+
+fn flat(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_dtype(DType::F64).and_then(|tensor| tensor.flatten_all()?.to_vec1()).expect("numbers")
+}
+
+fn integer(golden: &Golden, name: &str) -> usize {
+    flat(&golden[name])[0] as usize
+}
+
+/// Differences at most `tolerance` of the largest magnitude of what is expected.
+fn assert_close(what: &str, found: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let scale = expected.iter().fold(1e-30_f64, |largest, value| largest.max(value.abs()));
+    for (position, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert!((found - expected).abs() <= tolerance * scale, "{what}: {found} at {position} where {expected} is right (scale {scale})");
+    }
+}
+
+/// Runs an operation in f64 and in f32, and compares output and all gradients.
+fn check(golden: &Golden, name: &str, arguments: &[&str], run: impl Fn(&[&Tensor]) -> Result<Tensor>) {
+    for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 1e-5)] {
+        let argument = |key: &&str| Var::from_tensor(&golden[&format!("{name}.{key}")].to_dtype(dtype)?);
+        let variables: Vec<Var> = arguments.iter().map(argument).collect::<Result<_>>().unwrap();
+        let output = run(&variables.iter().map(Var::as_tensor).collect::<Vec<_>>()).unwrap();
+        assert_close(&format!("{name} {dtype:?} output"), &flat(&output), &flat(&golden[&format!("{name}.output")]), tolerance);
+        let direction = golden[&format!("{name}.direction")].to_dtype(dtype).unwrap();
+        let gradients = output.mul(&direction).and_then(|product| product.sum_all()?.backward()).unwrap();
+        for (key, variable) in arguments.iter().zip(&variables) {
+            let found = gradients.get(variable.as_tensor()).unwrap_or_else(|| panic!("{name}: no gradient for {key}"));
+            assert_close(&format!("{name} {dtype:?} gradient of {key}"), &flat(found), &flat(&golden[&format!("{name}.{key}.gradient")]), tolerance);
+        }
+    }
+}
+
+fn cases<'a>(golden: &'a Golden, operation: &'a str) -> impl Iterator<Item = String> + 'a {
+    let count = golden.keys().filter(|key| key.starts_with(&format!("{operation}.")) && key.ends_with(".output")).count();
+    assert!(count > 0, "no case of {operation}");
+    (0..count).map(move |position| format!("{operation}.{position}"))
+}
+
+#[test]
+fn convolution() {
+    let golden = golden("ops.safetensors");
+    for name in cases(&golden, "conv2d") {
+        let convolution = Convolution { stride: integer(&golden, &format!("{name}.stride")), padding: integer(&golden, &format!("{name}.padding")) };
+        check(&golden, &name, &["input", "weight", "bias"], |values| ops::conv2d(values[0], values[1], values[2], convolution));
+    }
+}
+
+#[test]
+fn linear() {
+    let golden = golden("ops.safetensors");
+    for name in cases(&golden, "linear") {
+        check(&golden, &name, &["input", "weight", "bias"], |values| ops::linear(values[0], values[1], values[2]));
+    }
+}
+
+#[test]
+fn max_pooling() {
+    let golden = golden("ops.safetensors");
+    for name in cases(&golden, "max_pool2d") {
+        let window = integer(&golden, &format!("{name}.window"));
+        check(&golden, &name, &["input"], |values| ops::max_pool2d(values[0], window));
+    }
+}
+
+#[test]
+fn batch_normalisation() {
+    let golden = golden("ops.safetensors");
+    for name in cases(&golden, "batch_norm_train") {
+        let rectify = integer(&golden, &format!("{name}.rectify")) == 1;
+        check(&golden, &name, &["input", "scale", "shift"], |values| {
+            let statistics = ops::batch_statistics(values[0])?;
+            ops::batch_norm_train(values[0], values[1], values[2], &statistics, rectify)
+        });
+        // The running averages after one step with the momentum of PyTorch.
+        let statistics = ops::batch_statistics(&golden[&format!("{name}.input")]).unwrap();
+        let moved = |old: &str, new: &[f64]| flat(&golden[&format!("{name}.{old}")]).iter().zip(new).map(|(old, new)| 0.9 * old + 0.1 * new).collect::<Vec<_>>();
+        assert_close(&name, &moved("mean", &statistics.mean), &flat(&golden[&format!("{name}.new_mean")]), 1e-12);
+        assert_close(&name, &moved("variance", &statistics.unbiased_variance()), &flat(&golden[&format!("{name}.new_variance")]), 1e-12);
+    }
+    for name in cases(&golden, "batch_norm_eval") {
+        let rectify = integer(&golden, &format!("{name}.rectify")) == 1;
+        let (mean, variance) = (flat(&golden[&format!("{name}.mean")]), flat(&golden[&format!("{name}.variance")]));
+        check(&golden, &name, &["input", "scale", "shift"], |values| ops::batch_norm_eval(values[0], values[1], values[2], &mean, &variance, rectify));
+    }
+}
+
+#[test]
+fn rectification() {
+    check(&golden("ops.safetensors"), "relu.0", &["input"], |values| ops::relu(values[0]));
+}
+
+#[test]
+fn cross_entropy() {
+    let golden = golden("ops.safetensors");
+    for name in cases(&golden, "cross_entropy") {
+        let labels: Vec<u32> = flat(&golden[&format!("{name}.labels")]).iter().map(|&label| label as u32).collect();
+        check(&golden, &name, &["logits"], |values| ops::cross_entropy(values[0], &labels));
+        let each = ops::cross_entropy_per_sample(&golden[&format!("{name}.logits")], &labels).unwrap();
+        assert_close(&name, &each, &flat(&golden[&format!("{name}.each")]), 1e-12);
+    }
+}
+
+#[test]
+fn optimisers() {
+    let golden = golden("ops.safetensors");
+    let rules = [
+        ("adam", Rule::Adam { weight_decay: 0.0 }, 0.01),
+        ("adam_decay", Rule::Adam { weight_decay: 0.1 }, 0.01),
+        ("sgd", Rule::Sgd { momentum: 0.0, weight_decay: 0.0 }, 0.1),
+        ("sgd_momentum", Rule::Sgd { momentum: 0.9, weight_decay: 0.05 }, 0.1),
+    ];
+    for (name, rule, rate) in rules {
+        let parameter = Var::from_tensor(&golden[&format!("{name}.start")]).unwrap();
+        let mut optimiser = Optimiser::new(rule);
+        let values = &golden[&format!("{name}.values")];
+        for step in 0..values.dim(0).unwrap() {
+            let gradient = golden[&format!("{name}.gradients")].get(step).unwrap();
+            let gradients = parameter.as_tensor().mul(&gradient).and_then(|product| product.sum_all()?.backward()).unwrap();
+            optimiser.step(&BTreeMap::from([("parameter", &parameter)]), &gradients, rate).unwrap();
+            assert_close(name, &flat(parameter.as_tensor()), &flat(&values.get(step).unwrap()), 1e-6);
+        }
+    }
+}
+
+fn weights(golden: &Golden, prefix: &str) -> BTreeMap<String, Stored> {
+    let named = golden.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor)));
+    named
+        .map(|(name, tensor)| {
+            let values = flat(tensor);
+            let stored = match tensor.dtype() {
+                DType::I64 => Stored::I64(Array::new(tensor.dims().to_vec(), values.iter().map(|&value| value as i64).collect())),
+                _ => Stored::F32(Array::new(tensor.dims().to_vec(), values.iter().map(|&value| value as f32).collect())),
+            };
+            (name, stored)
+        })
+        .collect()
+}
+
+/// From the same weights and batches, the first 20 losses agree with PyTorch's within 1e-4, and so do all weights and buffers afterwards.
+#[test]
+fn training_goes_as_in_pytorch() {
+    const BATCH: usize = 16;
+    let golden = golden("training.safetensors");
+    let labels: Vec<u32> = flat(&golden["labels"]).iter().map(|&label| label as u32).collect();
+    let architectures = [
+        ("mlp", Architecture { family: Family::Mlp, input: [3, 16, 16], classes: 5, widths: vec![24, 12], hidden: 0, dropout: 0.0 }),
+        ("cnn", Architecture { family: Family::Cnn, input: [3, 16, 16], classes: 5, widths: vec![4, 8, 8, 12], hidden: 20, dropout: 0.0 }),
+    ];
+    for (name, architecture) in architectures {
+        let mut network = Network::from_tensors(&architecture, &weights(&golden, &format!("{name}.start."))).unwrap();
+        let mut optimiser = Optimiser::new(Rule::Adam { weight_decay: 0.0 });
+        let mut dropout = Streams::new(0, "test").stream("dropout");
+        let mut losses = Vec::new();
+        for step in 0..20 {
+            let rows: Vec<u32> = (0..BATCH).map(|row| ((step * BATCH + row) % labels.len()) as u32).collect();
+            let batch_labels: Vec<u32> = rows.iter().map(|&row| labels[row as usize]).collect();
+            let images = golden["images"].index_select(&Tensor::new(rows, &Device::Cpu).unwrap(), 0).unwrap();
+            let logits = network.forward(&images, &Part::ALL, network::all(Mode::TRAIN), &Part::ALL, &mut dropout).unwrap();
+            let loss = ops::cross_entropy(&logits, &batch_labels).unwrap();
+            optimiser.step(&network.parameters(&Part::ALL), &loss.backward().unwrap(), 1e-3).unwrap();
+            losses.push(f64::from(loss.to_scalar::<f32>().unwrap()));
+        }
+        let expected = flat(&golden[&format!("{name}.losses")]);
+        let largest = losses.iter().zip(&expected).map(|(found, expected)| (found - expected).abs()).fold(0.0, f64::max);
+        assert!(largest <= 1e-4, "{name}: a loss is {largest} away from PyTorch's\n{losses:?}\n{expected:?}");
+        let found = network.to_tensors().unwrap();
+        // Batch normalisation takes a convolution's bias out again: its gradient is nothing but rounding, which Adam blows up to full steps.
+        let is_arbitrary = |key: &str| name == "cnn" && ["features.0.", "features.4.", "features.8.", "features.12."].iter().any(|layer| key == format!("{layer}bias"));
+        let ends = weights(&golden, &format!("{name}.end."));
+        for (key, expected) in ends.into_iter().filter(|(key, _)| !is_arbitrary(key) && !key.ends_with(".running_mean")) {
+            let values = |tensor: &Stored| match tensor {
+                Stored::F32(array) => array.data.iter().map(|&value| f64::from(value)).collect::<Vec<_>>(),
+                Stored::I64(array) => array.data.iter().map(|&value| value as f64).collect(),
+                other => panic!("{:?}", other.dtype()),
+            };
+            assert_close(&format!("{name} {key}"), &values(&found[&key]), &values(&expected), 2e-3);
+        }
+    }
+}
