@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use dcu_artifact::{Producer, Provenance};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use serde_json::Value;
@@ -86,10 +87,18 @@ pub(crate) fn run(session: &Session, index: usize, known: &Known, draft: &Draft,
         Some(Phases { load, compute, write }) => Seconds { load, compute, write, total },
         None => Seconds { compute: total, total, ..Seconds::default() },
     };
+    let parts = session.parts(index, known).ok().context("its inputs are known")?;
+    let outside = (!is_method).then(|| Provenance {
+        producer: Producer { crate_name: "outside".into(), method: instance.stage.clone(), version: 0 },
+        parameters: parts.parameters.clone(),
+        seed: parts.seed,
+        inputs: parts.inputs.clone(),
+        externals: parts.code.files.clone(),
+    });
     let mut outputs = BTreeMap::new();
     for output in &instance.outputs {
         let file = &files[&output.name];
-        let made = Store::examine(draft, file, &output.schema, is_method).with_context(|| format!("its output `{}` cannot be used", output.name))?;
+        let made = Store::examine(draft, file, &output.schema, outside.as_ref()).with_context(|| format!("its output `{}` cannot be used", output.name))?;
         outputs.insert(output.name.clone(), made);
     }
     Ok(Finished { outputs, seconds })

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use anyhow::{Context as _, bail};
-use dcu_artifact::{Digest, Header, digest_file, digest_json};
+use dcu_artifact::{Digest, Header, Provenance, digest_file, digest_json};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -213,13 +213,14 @@ impl Store {
         Ok(Draft { folder, published: false })
     }
 
-    /// Describes an output that a run has written. The file of an outside stage is read whole and checked; a method has just done so itself.
-    pub(crate) fn examine(draft: &Draft, file: &str, schema: &str, is_method: bool) -> anyhow::Result<Made> {
+    /// Describes an output that a run has written. The file of an outside stage is read whole, checked and given its provenance; a method
+    /// has just done so itself.
+    pub(crate) fn examine(draft: &Draft, file: &str, schema: &str, outside: Option<&Provenance>) -> anyhow::Result<Made> {
         let path = draft.path(file);
         let digest = if schema.starts_with("file/") {
             digest_file(&path)?
         } else {
-            let header = if is_method { Header::read(&path)? } else { dcu_artifact::verify(&path)? };
+            let header = outside.map_or_else(|| Header::read(&path), |provenance| dcu_artifact::adopt(&path, provenance))?;
             if header.schema != schema {
                 bail!("it was declared as {schema}, but it is {}", header.schema);
             }

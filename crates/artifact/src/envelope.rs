@@ -77,7 +77,6 @@ pub struct Provenance {
     /// The content digests of the inputs, by name of the input.
     pub inputs: BTreeMap<String, Vec<Digest>>,
     /// The outside files that were read, by name and content.
-    #[serde(default)]
     pub externals: BTreeMap<String, Digest>,
 }
 
@@ -116,6 +115,14 @@ struct Envelope {
     seal: Option<Digest>,
 }
 
+/// What an outside program writes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Bare {
+    schema: String,
+    facts: Value,
+}
+
 impl Envelope {
     fn seal(&self) -> Digest {
         digest_json(&json!({ "schema": self.schema, "facts": self.facts, "provenance": self.provenance, "content": self.content }))
@@ -145,10 +152,7 @@ impl Header {
     }
 
     fn from_metadata(path: &Path, metadata: &Metadata) -> Result<Self> {
-        let text = metadata.metadata().as_ref().and_then(|map| map.get(METADATA_KEY)).ok_or_else(|| Error::NotAnArtifact {
-            path: path.to_owned(),
-            reason: format!("its safetensors metadata has no key `{METADATA_KEY}`"),
-        })?;
+        let text = envelope_text(path, metadata)?;
         let envelope: Envelope =
             serde_json::from_str(text).map_err(|error| Error::NotAnArtifact { path: path.to_owned(), reason: format!("its metadata does not parse ({error})") })?;
         if envelope.seal.as_ref() != Some(&envelope.seal()) {
@@ -187,6 +191,28 @@ pub fn read<P: Payload>(path: &Path) -> Result<(P, Header)> {
     Ok((payload, header))
 }
 
+/// Takes over a file that an outside program wrote: a safetensors file whose metadata key `artifact` holds `{"schema": ..., "facts": ...}`.
+/// It is checked and written again as a whole artifact with this provenance. A whole artifact is only verified.
+///
+/// # Errors
+/// When the file cannot be read or written, or breaks a rule of the schema it names.
+pub fn adopt(path: &Path, provenance: &Provenance) -> Result<Header> {
+    let bytes = std::fs::read(path).map_err(|source| Error::io("read", path, source))?;
+    if let Some(length) = bytes.first_chunk::<8>() {
+        check_header_length(path, u64::from_le_bytes(*length), bytes.len() as u64)?;
+    }
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| describe(path, &error))?;
+    let text = envelope_text(path, &metadata)?;
+    let Ok(Bare { schema, facts }) = serde_json::from_str(text) else { return verify(path) };
+    let file = SafeTensors::deserialize(&bytes).map_err(|error| describe(path, &error))?;
+    let content = Content { tensors: decode(path, &schema, file.iter())?, schema, facts };
+    let invalid = |reason| Error::Invalid { path: path.to_owned(), schema: content.schema.clone(), reason };
+    check_content(content.clone()).map_err(invalid)?;
+    let (bytes, _) = encode(&content, provenance).map_err(invalid)?;
+    crate::replace_file(path, &bytes)?;
+    Header::read(path)
+}
+
 fn check_schema(path: &Path, expected: &str, found: &str) -> Result<()> {
     if expected == found {
         return Ok(());
@@ -213,17 +239,29 @@ fn read_content(path: &Path) -> Result<(Header, Content)> {
     if digest != header.digest {
         return Err(Error::damaged(path, format!("its content has the digest {}, but its header says {}", digest.short(), header.digest.short())));
     }
-    let mut tensors = BTreeMap::new();
-    for (name, view) in views {
-        let tensor = Tensor::from_bytes(view.dtype(), view.shape().to_vec(), view.data()).ok_or_else(|| Error::Invalid {
-            path: path.to_owned(),
-            schema: header.schema.clone(),
-            reason: format!("tensor `{name}` has the type {:?}, which artifacts do not use", view.dtype()),
-        })?;
-        tensors.insert(name.to_owned(), tensor);
-    }
+    let tensors = decode(path, &header.schema, views.into_iter())?;
     let content = Content { schema: header.schema.clone(), facts: header.facts.clone(), tensors };
     Ok((header, content))
+}
+
+fn envelope_text<'a>(path: &Path, metadata: &'a Metadata) -> Result<&'a str> {
+    metadata.metadata().as_ref().and_then(|map| map.get(METADATA_KEY)).map(String::as_str).ok_or_else(|| Error::NotAnArtifact {
+        path: path.to_owned(),
+        reason: format!("its safetensors metadata has no key `{METADATA_KEY}`"),
+    })
+}
+
+fn decode<'a>(path: &Path, schema: &str, views: impl Iterator<Item = (&'a str, TensorView<'a>)>) -> Result<BTreeMap<String, Tensor>> {
+    views
+        .map(|(name, view)| {
+            let tensor = Tensor::from_bytes(view.dtype(), view.shape().to_vec(), view.data()).ok_or_else(|| Error::Invalid {
+                path: path.to_owned(),
+                schema: schema.to_owned(),
+                reason: format!("tensor `{name}` has the type {:?}, which artifacts do not use", view.dtype()),
+            })?;
+            Ok((name.to_owned(), tensor))
+        })
+        .collect()
 }
 
 pub(crate) fn encode(content: &Content, provenance: &Provenance) -> std::result::Result<(Vec<u8>, Digest), String> {

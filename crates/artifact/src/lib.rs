@@ -14,7 +14,7 @@ mod write;
 
 pub use array::{Array, Element, Tensor};
 pub use canonical::{Digest, canonical_json, digest_bytes, digest_file, digest_json};
-pub use envelope::{Content, Header, Producer, Provenance, TensorInfo, read, verify};
+pub use envelope::{Content, Header, Producer, Provenance, TensorInfo, adopt, read, verify};
 pub use error::{Error, Result};
 pub use schemas::{
     Buckets, Condensed, Dataset, DatasetFacts, Definition, Holdout, Members, Metrics, Model, ModelFacts, Normalisation, OpenFacts, Part,
