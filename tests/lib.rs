@@ -1,1 +1,197 @@
+//! What the end-to-end tests share: the programs as a user starts them, in folders of their own.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+/// A pipeline through all stages of the paper that takes a second: a small MLP on a few digits, and no comparison but retraining.
+pub const SMALL: &str = "\
+version: 1
+name: small
+seeds: [1]
+stages:
+  data:      { uses: data/load, with: { per_class: 20 } }
+  holdout:   { uses: data/holdout, in: { train: data.train, test: data.test }, with: { ipc: 5 } }
+  base:      { uses: train/fit, in: { dataset: data.train }, with: { model: mlp, widths: [16, 8], epochs: 5, batch: 32 }, label: original }
+  buckets:   { uses: condense/cluster, in: { dataset: data.train, model: base }, with: { k: 4 } }
+  offline:   { uses: train/offline, in: { dataset: data.train, test: data.test, holdout: holdout, model: base }, with: { iterations: 1 } }
+  condensed: { uses: condense/fdm, in: { dataset: data.train, model: offline, buckets: buckets }, with: { steps: 5 } }
+  request:   { uses: data/request, in: { dataset: data.train, holdout: holdout } }
+  reduced:   { uses: condense/reduce, in: { dataset: data.train, request: request, buckets: buckets, condensed: condensed } }
+  modular:   { uses: unlearn/modular, in: { model: offline, reduced: reduced, test: data.test, holdout: holdout }, with: { overture: 2 } }
+  retrain:   { uses: unlearn/retrain, in: { dataset: data.train, model: base, request: request } }
+  evaluate:
+    matrix: { of: [base, modular, retrain] }
+    uses: attack/evaluate
+    in: { model: \"${of}\", dataset: data.train, test: data.test, holdout: holdout, request: request }
+  report:    { uses: report/table, in: { metrics: [evaluate] }, gather: seeds }
+";
+
+/// The folder of the workspace.
+#[must_use]
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests lie in the workspace")
+}
+
+/// The folder of the built programs. Builds them on the first call, as `cargo xtask` does.
+pub fn programs() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = Command::new(cargo).args(["build", "--quiet", "--workspace", "--bins"]).current_dir(workspace()).status();
+        assert!(status.expect("cargo starts").success(), "the programs do not build");
+        let test = std::env::current_exe().expect("a test knows its path");
+        test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps").to_owned()
+    })
+}
+
+/// What a program did.
+#[derive(Debug)]
+pub struct Finished {
+    /// The exit code; none after a signal.
+    pub code: Option<i32>,
+    /// All of stdout.
+    pub stdout: String,
+    /// All of stderr.
+    pub stderr: String,
+}
+
+impl Finished {
+    /// Runs a command to its end.
+    pub fn of(command: &mut Command) -> Self {
+        let output = command.output().expect("the program starts");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("programs write UTF-8");
+        Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
+    /// This, which must have succeeded.
+    #[track_caller]
+    pub fn success(self) -> Self {
+        assert_eq!(self.code, Some(0), "it failed:\n{}\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// The error, which must have come with exit code 1.
+    #[track_caller]
+    pub fn failure(self) -> String {
+        assert_eq!(self.code, Some(1), "it should have failed:\n{}\n{}", self.stdout, self.stderr);
+        self.stderr
+    }
+
+    /// The instances that ran, in order.
+    #[must_use]
+    pub fn ran(&self) -> Vec<&str> {
+        self.instances("  ran     ")
+    }
+
+    /// The instances that were taken from the store, in order.
+    #[must_use]
+    pub fn cached(&self) -> Vec<&str> {
+        self.instances("  cached  ")
+    }
+
+    fn instances(&self, mark: &str) -> Vec<&str> {
+        self.stderr.lines().filter_map(|line| line.strip_prefix(mark)?.split(' ').next()).collect()
+    }
+}
+
+/// A stage program or the runner, in the folder of the workspace.
+pub fn program(name: &str) -> Command {
+    let mut command = Command::new(programs().join(name));
+    command.current_dir(workspace());
+    command
+}
+
+/// A folder with a pipeline file and a store.
+#[derive(Debug)]
+pub struct Project {
+    folder: tempfile::TempDir,
+}
+
+impl Project {
+    /// A new folder with this pipeline file.
+    #[must_use]
+    pub fn new(pipeline: &str) -> Self {
+        let project = Self { folder: tempfile::tempdir().expect("there is a folder for temporary files") };
+        std::fs::write(project.pipeline(), pipeline).expect("the folder can be written to");
+        project
+    }
+
+    /// Where a file of this project lies.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The pipeline file.
+    #[must_use]
+    pub fn pipeline(&self) -> PathBuf {
+        self.path("pipeline.yaml")
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> PathBuf {
+        self.path("store")
+    }
+
+    /// The runner's `command` on this pipeline and store.
+    #[must_use]
+    pub fn command(&self, command: &str, more: &[&str]) -> Command {
+        let mut xtask = program("xtask");
+        xtask.arg(command).arg(self.pipeline()).arg("--store").arg(self.store()).args(more);
+        xtask
+    }
+
+    /// Runs [`Self::command`] to its end.
+    pub fn xtask(&self, command: &str, more: &[&str]) -> Finished {
+        Finished::of(&mut self.command(command, more))
+    }
+
+    /// The path of the only output of an instance, or of the named one (`data.train`).
+    #[must_use]
+    pub fn artifact(&self, name: &str, more: &[&str]) -> PathBuf {
+        let (instance, output) = name.split_once('.').map_or((name, None), |(instance, output)| (instance, Some(output)));
+        let mut xtask = program("xtask");
+        xtask.arg("inspect").arg(self.pipeline()).arg(instance).args(["--json", "--store"]).arg(self.store()).args(more);
+        let entries: Value = serde_json::from_str(&Finished::of(&mut xtask).success().stdout).expect("it prints JSON");
+        let fitting = entries.as_array().expect("an array").iter().find(|entry| output.is_none_or(|output| entry["output"] == output));
+        PathBuf::from(fitting.expect("there is such an output")["path"].as_str().expect("a path"))
+    }
+
+    /// The rows of `metrics --format json`.
+    #[must_use]
+    pub fn metrics(&self, more: &[&str]) -> Vec<Value> {
+        let more = [&["--format", "json"], more].concat();
+        let rows: Value = serde_json::from_str(&self.xtask("metrics", &more).success().stdout).expect("it prints JSON");
+        rows.as_array().expect("an array").clone()
+    }
+}
+
+/// The row of a method.
+#[must_use]
+pub fn row<'a>(rows: &'a [Value], method: &str) -> &'a Value {
+    rows.iter().find(|row| row["method"] == method).unwrap_or_else(|| panic!("no row of `{method}`"))
+}
+
+/// All artifacts of a store by path, with their bytes.
+#[must_use]
+pub fn artifacts(store: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![store.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(&folder).expect("the store can be read").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "safetensors") {
+                let bytes = std::fs::read(&path).expect("the store can be read");
+                found.insert(path.strip_prefix(store).expect("it lies in the store").to_owned(), bytes);
+            }
+        }
+    }
+    found
+}

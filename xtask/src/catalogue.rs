@@ -100,9 +100,9 @@ pub(crate) fn binary(crate_name: &str) -> String {
 impl Catalogue {
     /// Builds the workspace's binaries, then asks each stage crate what it can do.
     pub(crate) fn load(workspace: &Path) -> anyhow::Result<Self> {
-        build(workspace)?;
         let runner = std::env::current_exe().context("cannot tell where this program is")?;
         let folder = runner.parent().context("this program has no folder")?.to_owned();
+        build(workspace, &folder)?;
         let names = stage_crates(workspace)?;
         let answers: Vec<anyhow::Result<Vec<Method>>> = std::thread::scope(|scope| {
             let asking: Vec<_> = names.iter().map(|name| scope.spawn(|| describe(&folder, name))).collect();
@@ -166,11 +166,15 @@ fn stage_crates(workspace: &Path) -> anyhow::Result<Vec<String>> {
     Ok(names)
 }
 
-/// Brings the stage binaries up to date, with the profile that this program was built with.
-fn build(workspace: &Path) -> anyhow::Result<()> {
+/// Brings the stage binaries beside this program up to date, with the profile that cargo built it with.
+fn build(workspace: &Path, folder: &Path) -> anyhow::Result<()> {
+    let profile = match folder.file_name().and_then(|name| name.to_str()) {
+        Some(profile) if profile != "debug" => profile,
+        _ => "dev",
+    };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
-        .args(["build", "--quiet", "--workspace", "--bins"])
+        .args(["build", "--quiet", "--workspace", "--bins", "--profile", profile])
         .current_dir(workspace)
         .status()
         .context("cannot start cargo to build the stages")?;

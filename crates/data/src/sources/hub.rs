@@ -24,15 +24,18 @@ pub(crate) struct Place {
     pub(crate) subset: Option<String>,
 }
 
-/// The commit that a revision stands for now; offline, when it was last downloaded.
+/// The commit that a revision stands for now; where the hub is out of reach, when it was last downloaded.
 pub(crate) fn outside(place: &Place) -> anyhow::Result<Vec<External>> {
-    let commit = if is_offline() { cached_commit(place)? } else { current_commit(place)? };
+    let commit = match is_offline() {
+        true => cached_commit(place)?,
+        false => current_commit(place).or_else(|error| cached_commit(place).map_err(|_| error))?,
+    };
     Ok(vec![External { name: place.repo.clone(), digest: digest_bytes(format!("hub:{}@{commit}", place.repo).as_bytes()) }])
 }
 
 /// Downloads what is not cached, and reads it.
 pub(crate) fn read(place: &Place) -> anyhow::Result<Contents> {
-    let folder = snapshot(place, is_offline())?;
+    let folder = snapshot(place, is_offline()).or_else(|error| snapshot(place, true).map_err(|_| error))?;
     let folder = place.subset.as_ref().map_or_else(|| folder.clone(), |subset| folder.join(subset));
     let contents = parquet::read(&folder).with_context(|| format!("cannot read `{}` from the hub's cache", place.repo))?;
     let name = place.repo.rsplit('/').next().unwrap_or(&place.repo).to_owned();

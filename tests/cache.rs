@@ -1,0 +1,189 @@
+//! The cache: what changes runs again, what does not is taken from the store, and no damage goes unnoticed.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use dcu_tests::{Finished, Project, SMALL, artifacts, program, row};
+
+#[test]
+fn a_changed_parameter_runs_its_stage_and_what_depends_on_its_content() {
+    let project = Project::new(SMALL);
+    let all = project.xtask("run", &[]).success().ran().len();
+    assert_eq!(all, 14);
+
+    // In an MLP nothing depends on the mode, so the offline model comes out the same, and the work is cut off there. The report shows what
+    // it cost this time.
+    let run = project.xtask("run", &["--set", "offline.modes=published"]).success();
+    assert_eq!(run.ran(), ["offline#1", "report"], "{}", run.stderr);
+    assert!(run.stderr.contains(r#"(`modes` "corrected" -> "published")"#), "{}", run.stderr);
+
+    let status = project.xtask("status", &["--set", "modular.overture=3"]).success().stdout;
+    assert!(status.contains("stale: `overture` 2 -> 3") && status.contains("waits for modular#1") && status.contains("11 of 14 stages are cached"), "{status}");
+    let run = project.xtask("run", &["--set", "modular.overture=3"]).success();
+    assert_eq!(run.ran(), ["modular#1", "evaluate@modular#1", "report"], "{}", run.stderr);
+
+    // Both results are kept.
+    assert_eq!(project.xtask("run", &[]).success().ran(), Vec::<&str>::new());
+
+    // A new seed leaves the data alone.
+    let run = project.xtask("run", &["--set", "seeds=[2]"]).success();
+    assert_eq!(run.cached(), ["data", "holdout"]);
+    let run = project.xtask("run", &["--set", "seeds=[1, 2]"]).success();
+    assert_eq!(run.ran(), ["report"], "{}", run.stderr);
+    assert!(run.stdout.contains("seeds 1, 2"), "{}", run.stdout);
+}
+
+#[test]
+fn what_to_run_can_be_chosen() {
+    let project = Project::new(SMALL);
+    let error = project.xtask("run", &["--only", "base"]).failure();
+    assert!(error.contains("`base#1` needs `data`, which is not up to date") && !project.store().join("v1/train-fit").exists(), "{error}");
+    let run = project.xtask("run", &["--dry-run"]).success();
+    assert!(run.stdout.contains("would run up to 14 of 14") && !project.store().join("v1/data-load").exists(), "{}", run.stdout);
+    let run = project.xtask("run", &["--only", "data", "--only", "base"]).success();
+    assert_eq!(run.ran(), ["data", "base#1"]);
+    project.xtask("run", &[]).success();
+    let run = project.xtask("run", &["--from", "modular", "--force"]).success();
+    assert_eq!(run.ran(), ["modular#1", "evaluate@modular#1", "report"]);
+    assert!(!run.stderr.contains("came out different"), "{}", run.stderr);
+    let error = project.xtask("run", &["--only", "modulr"]).failure();
+    assert!(error.contains("did you mean `modular`?"), "{error}");
+}
+
+#[test]
+fn damage_in_the_store_is_found_and_mended() {
+    let project = Project::new(SMALL);
+    project.xtask("run", &[]).success();
+    let before = artifacts(&project.store());
+
+    let model = project.artifact("base#1", &[]);
+    let bytes = std::fs::read(&model).unwrap();
+    std::fs::write(&model, &bytes[..bytes.len() / 2]).unwrap();
+    let status = project.xtask("status", &[]).success().stdout;
+    assert!(status.contains("stale: its output `model` cannot be used") && status.contains("cut short"), "{status}");
+    let error = Finished::of(program("xtask").arg("inspect").arg(&model)).failure();
+    assert!(error.contains("is damaged") && error.contains("help: delete the file and run the pipeline again"), "{error}");
+    assert_eq!(project.xtask("run", &[]).success().ran(), ["base#1", "report"]);
+
+    let mut flipped = bytes.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    std::fs::write(&model, &flipped).unwrap();
+    assert_eq!(project.xtask("run", &[]).success().ran(), ["base#1", "report"]);
+
+    std::fs::remove_file(&model).unwrap();
+    assert_eq!(project.xtask("run", &[]).success().ran(), ["base#1", "report"]);
+    assert!(artifacts(&project.store()) == before, "the mended store is not as it was");
+
+    // A stage that meets a damaged input on its own says so.
+    std::fs::write(&model, &flipped).unwrap();
+    let data = project.artifact("data.train", &[]);
+    let named = |name: &str, path: &std::path::Path| format!("{name}={}", path.display());
+    let error = Finished::of(
+        program("dcu-condense")
+            .args(["cluster", "--seed", "1", "--in", &named("dataset", &data), "--in", &named("model", &model)])
+            .args(["--out", &named("buckets", &project.path("buckets.safetensors"))]),
+    )
+    .failure();
+    assert!(error.contains("cannot use the input `model`") && error.contains("is damaged: its content has the digest"), "{error}");
+    assert!(!project.path("buckets.safetensors").exists());
+}
+
+#[test]
+fn two_runs_at_once_share_the_work() {
+    let project = Project::new(SMALL);
+    let start = || project.command("run", &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let both = [start(), start()].map(|child| {
+        let output = child.wait_with_output().unwrap();
+        Finished { code: output.status.code(), stdout: String::from_utf8(output.stdout).unwrap(), stderr: String::from_utf8(output.stderr).unwrap() }.success()
+    });
+    for run in &both {
+        assert_eq!(run.ran().len() + run.cached().len(), 14);
+    }
+    assert_eq!(both[0].ran().len() + both[1].ran().len(), 14, "each result is made once:\n{}\n{}", both[0].stderr, both[1].stderr);
+}
+
+#[test]
+fn a_killed_training_goes_on_where_it_was_and_ends_with_the_same_bytes() {
+    let project = Project::new(SMALL);
+    project.xtask("run", &["--only", "data"]).success();
+    let data = format!("dataset={}", project.artifact("data.train", &[]).display());
+    std::fs::write(project.path("parameters.yaml"), "{ model: cnn, widths: [4, 4, 4, 4], hidden: 8, epochs: 40, batch: 16 }").unwrap();
+    let fit = |output: &str| {
+        let mut command = program("dcu-train");
+        command.args(["fit", "--seed", "3", "--in", &data, "--progress", "none", "--params"]).arg(project.path("parameters.yaml"));
+        command.arg("--out").arg(format!("model={}", project.path(output).display()));
+        command
+    };
+    Finished::of(&mut fit("whole.safetensors")).success();
+
+    let checkpoints = project.path("checkpoints");
+    let with_checkpoints = |command: &mut std::process::Command| {
+        command.arg("--checkpoint").arg(&checkpoints).args(["--checkpoint-seconds", "0"]);
+    };
+    let mut command = fit("resumed.safetensors");
+    with_checkpoints(&mut command);
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    let begin = Instant::now();
+    while !checkpoints.join("checkpoint.safetensors").exists() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "no checkpoint was written");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!project.path("resumed.safetensors").exists(), "it was killed too late to show anything");
+    let mut command = fit("resumed.safetensors");
+    with_checkpoints(&mut command);
+    Finished::of(&mut command).success();
+    assert!(std::fs::read(project.path("whole.safetensors")).unwrap() == std::fs::read(project.path("resumed.safetensors")).unwrap());
+}
+
+#[test]
+fn regress_accepts_the_same_and_refuses_what_moved() {
+    let project = Project::new(SMALL);
+    let error = project.xtask("regress", &[]).failure();
+    assert!(error.contains("there is no baseline"), "{error}");
+    project.xtask("run", &[]).success();
+    project.xtask("regress", &["--update"]).success();
+    let baseline = project.path("baselines/small.yaml");
+    let accepted = std::fs::read_to_string(&baseline).unwrap();
+    assert!(!accepted.contains("seconds"), "{accepted}");
+    let stdout = project.xtask("regress", &[]).success().stdout;
+    assert!(stdout.contains("are as accepted: equal on this CPU"), "{stdout}");
+
+    let exact = row(&project.metrics(&[]), "retrain")["test_accuracy"].as_f64().unwrap();
+    let moved = accepted.replace(&format!("test_accuracy: {exact}"), &format!("test_accuracy: {}", exact + 0.001));
+    assert_ne!(moved, accepted);
+    std::fs::write(&baseline, moved).unwrap();
+    let finished = project.xtask("regress", &[]);
+    assert!(finished.stdout.contains("test_accuracy: ") && finished.stdout.contains("was accepted"), "{}", finished.stdout);
+    assert!(finished.failure().contains("accept it with"));
+
+    // Numbers of another model, of other data, and numbers that are not there.
+    std::fs::write(&baseline, &accepted).unwrap();
+    let finished = project.xtask("regress", &["--set", "modular.overture=3"]);
+    assert!(finished.failure().contains("is not up to date"));
+    let other_data = ["--set", "data.per_class=19"];
+    project.xtask("run", &other_data).success();
+    assert!(project.xtask("regress", &other_data).failure().contains("not comparable"));
+    let fewer = SMALL.replace("[base, modular, retrain]", "[base, modular]");
+    std::fs::write(project.pipeline(), fewer).unwrap();
+    project.xtask("run", &[]).success();
+    let finished = project.xtask("regress", &[]);
+    assert!(finished.stdout.contains("evaluate@retrain#1 test_accuracy: missing"), "{}", finished.stdout);
+    finished.failure();
+}
+
+#[test]
+fn metrics_come_in_every_format() {
+    let project = Project::new(SMALL);
+    assert!(project.xtask("metrics", &[]).failure().contains("is not up to date (never ran here)"));
+    project.xtask("run", &[]).success();
+    let csv = project.xtask("metrics", &["--format", "csv"]).success().stdout;
+    let mut lines = csv.lines();
+    let heading: Vec<&str> = lines.next().unwrap().split(',').collect();
+    assert!(["method", "seed", "mia_accuracy", "unlearn_seconds"].iter().all(|name| heading.contains(name)), "{csv}");
+    assert!(lines.all(|line| line.split(',').count() == heading.len()), "{csv}");
+    let markdown = project.xtask("metrics", &["--format", "md"]).success().stdout;
+    assert_eq!(markdown.lines().count(), 5, "{markdown}");
+    assert!(markdown.lines().nth(1).unwrap().starts_with("| --- |"), "{markdown}");
+}

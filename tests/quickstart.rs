@@ -1,0 +1,64 @@
+//! `pipelines/quickstart.yaml` keeps what it promises.
+
+use dcu_tests::{Project, artifacts, row, workspace};
+
+fn quickstart() -> Project {
+    Project::new(&std::fs::read_to_string(workspace().join("pipelines/quickstart.yaml")).unwrap())
+}
+
+#[test]
+fn quickstart_forgets_what_it_learned_and_only_pays_for_what_changed() {
+    let project = quickstart();
+    let first = project.xtask("run", &["--threads", "2"]).success();
+    assert_eq!(first.ran().len(), 20, "{}", first.stderr);
+    assert!(first.stdout.contains("ran 20 of 20 stages"), "{}", first.stdout);
+
+    // The wrong labels are learned by heart, retraining does not know them, and modular unlearning lies between.
+    let rows = project.metrics(&[]);
+    let score = |method: &str, name: &str| row(&rows, method)[name].as_f64().unwrap_or_else(|| panic!("{method} has no {name}"));
+    assert!(score("original", "test_accuracy") >= 0.9);
+    assert!(score("original", "forget_accuracy") >= 0.8);
+    assert!(score("retrain", "forget_accuracy") <= 0.2);
+    assert!(score("null", "forget_accuracy") <= 0.2);
+    let between = score("retrain", "forget_accuracy")..=score("original", "forget_accuracy");
+    assert!(between.contains(&score("modular", "forget_accuracy")), "{between:?}");
+    assert!(score("modular", "forget_original_accuracy") > score("original", "forget_original_accuracy") + 0.3);
+    assert!(score("modular", "interclass_confusion") < score("original", "interclass_confusion"));
+    for method in ["original", "modular", "finetune", "retrain"] {
+        let row = row(&rows, method);
+        assert_eq!((row["pipeline"].as_str(), row["seed"].as_u64()), (Some("quickstart"), Some(42)));
+        for name in ["retain_accuracy", "forget_accuracy", "test_accuracy", "mia_accuracy"] {
+            assert!((0.0..=1.0).contains(&score(method, name)), "{method} {name}");
+        }
+        assert_eq!(score(method, "unlearn_seconds") > 0.0, method != "original");
+    }
+
+    // Again: nothing to do.
+    let again = project.xtask("run", &[]).success();
+    assert_eq!(again.cached().len(), 20, "{}", again.stderr);
+    assert!(again.stdout.contains("ran 0 of 20 stages (20 cached)"), "{}", again.stdout);
+
+    // Another store and folder, another number of threads: the same bytes.
+    let other = quickstart();
+    other.xtask("run", &["--threads", "1"]).success();
+    let (left, right) = (artifacts(&project.store()), artifacts(&other.store()));
+    assert!(left.len() >= 20 && left.keys().eq(right.keys()));
+    for (path, bytes) in &left {
+        assert!(*bytes == right[path], "{} differs", path.display());
+    }
+    let folders = [project.path(""), other.path(""), workspace().to_owned()].map(|path| path.display().to_string());
+    for (path, bytes) in &left {
+        let header = String::from_utf8_lossy(&bytes[..bytes.len().min(20_000)]);
+        assert!(folders.iter().all(|folder| !header.contains(folder)), "{} names a folder of this machine", path.display());
+    }
+
+    // A second request pays for itself only.
+    let request = ["--set", "request.scenario=random", "--set", "request.ratio=0.05"];
+    let second = project.xtask("run", &request).success();
+    let paid_once = ["data", "poisoned", "holdout", "base#42", "buckets#42", "offline#42", "condensed#42"];
+    assert_eq!(second.cached(), paid_once, "{}", second.stderr);
+    assert_eq!(second.ran().len(), 13);
+    assert!(second.stdout.contains("ran 13 of 20 stages (7 cached"), "{}", second.stdout);
+    let seconds = row(&project.metrics(&request), "modular")["request_seconds"].as_f64().unwrap();
+    assert!(seconds > 0.0);
+}
