@@ -1,1 +1,92 @@
-//! (being written)
+//! A stage is swapped for another method, and for a program from outside.
+
+use dcu_artifact::{Dataset, Request};
+use dcu_tests::{Project, SMALL};
+
+/// Writes a request for every second sample, with nothing but Python's own library.
+const SCRIPT: &str = r#"
+import json, struct, sys
+
+arguments = sys.argv[1:]
+value = lambda flag: arguments[arguments.index(flag) + 1]
+parameters = json.load(open(value("--params")))
+source = value("--in").split("=", 1)[1]
+target = value("--out").split("=", 1)[1]
+
+data = open(source, "rb").read()
+length = struct.unpack("<Q", data[:8])[0]
+header = json.loads(data[8:8 + length])
+begin, end = header["ids"]["data_offsets"]
+ids = struct.unpack(f"<{(end - begin) // 8}Q", data[8 + length + begin:8 + length + end])
+
+tensors = {"forget": ids[::parameters["step"]], "retain": [i for n, i in enumerate(ids) if n % parameters["step"]], "earlier": []}
+artifact = {"schema": "request/1", "facts": {"scenario": "outside", "classes": [], "cumulative": False}}
+header, body = {"__metadata__": {"artifact": json.dumps(artifact)}}, b""
+for name, values in tensors.items():
+    chunk = struct.pack(f"<{len(values)}Q", *values)
+    header[name] = {"dtype": "U64", "shape": [len(values)], "data_offsets": [len(body), len(body) + len(chunk)]}
+    body += chunk
+text = json.dumps(header).encode()
+text += b" " * (-len(text) % 8)
+open(target, "wb").write(struct.pack("<Q", len(text)) + text + body)
+"#;
+
+fn pipeline() -> String {
+    let own = "request:   { uses: data/request, in: { dataset: data.train, holdout: holdout } }";
+    assert!(SMALL.contains(own));
+    let outside = "request: { command: [python3, every_second.py], code: [every_second.py], in: { dataset: data.train }, out: { request: request/1 }, with: { step: 4 } }";
+    SMALL.replace(own, outside)
+}
+
+#[test]
+fn a_script_stands_in_for_a_stage() {
+    let project = Project::new(&pipeline());
+    std::fs::write(project.path("every_second.py"), SCRIPT).unwrap();
+    let run = project.xtask("run", &[]).success();
+    assert_eq!(run.ran().len(), 14);
+    let data: Dataset = dcu_artifact::read(&project.artifact("data.train", &[])).unwrap().0;
+    let (request, header) = dcu_artifact::read::<Request>(&project.artifact("request#1", &[])).unwrap();
+    assert!(request.forget.iter().eq(data.ids.iter().step_by(4)));
+    assert_eq!((header.provenance.producer.crate_name.as_str(), header.provenance.parameters["step"].as_u64()), ("outside", Some(4)));
+    assert!(header.provenance.externals.contains_key("every_second.py"));
+
+    // It is cached like any stage, and runs again when its parameters or its code change.
+    assert_eq!(project.xtask("run", &[]).success().ran(), Vec::<&str>::new());
+    let run = project.xtask("run", &["--set", "request.step=5"]).success();
+    assert!(run.ran().contains(&"request#1") && run.stderr.contains("`step` 4 -> 5"), "{}", run.stderr);
+    std::fs::write(project.path("every_second.py"), format!("{SCRIPT}# more\n")).unwrap();
+    let run = project.xtask("run", &[]).success();
+    assert_eq!(run.ran(), ["request#1", "report"], "{}", run.stderr);
+    assert!(run.stderr.contains("code of every_second.py"), "{}", run.stderr);
+}
+
+#[test]
+fn what_a_script_writes_is_checked() {
+    let refused = |script: &str, expected: &str| {
+        let project = Project::new(&pipeline());
+        std::fs::write(project.path("every_second.py"), script).unwrap();
+        let error = project.xtask("run", &[]).failure();
+        assert!(error.contains(expected) && error.contains("`request#1` failed"), "`{expected}` is not in:\n{error}");
+        assert!(!project.store().join("v1/command-request").exists());
+    };
+    refused(&SCRIPT.replace("n % parameters", "True or n % parameters"), "is in forget and in retain");
+    refused(&SCRIPT.replace("request/1", "dataset/1"), "breaks the rules of `dataset/1`");
+    refused(&SCRIPT.replace("\"artifact\":", "\"artefact\":"), "has no key `artifact`");
+    refused("open(1 / 0)", "ZeroDivisionError");
+    refused("pass", "cannot read");
+}
+
+#[test]
+fn missing_code_of_a_script_is_told_with_its_place() {
+    let error = Project::new(&pipeline()).xtask("run", &[]).failure();
+    assert!(error.contains("there is no file") && error.contains("every_second.py") && error.contains("pipeline.yaml:"), "{error}");
+}
+
+#[test]
+fn a_stage_is_swapped_for_another_method() {
+    let project = Project::new(SMALL);
+    project.xtask("run", &[]).success();
+    let run = project.xtask("run", &["--set", "retrain.uses=unlearn/finetune"]).success();
+    assert_eq!(run.ran(), ["retrain#1", "evaluate@retrain#1", "report"], "{}", run.stderr);
+    assert!(run.stdout.contains("\nfinetune "), "{}", run.stdout);
+}

@@ -551,7 +551,7 @@ fn check_parameters(pipeline: &Pipeline, catalogue: &Catalogue, instances: &mut 
             Answer::Checked(checked) => instance.checked = checked.clone(),
             Answer::Rejected { error } => {
                 let stage = instance.stage.as_str();
-                let place = match &error.parameter {
+                let place = match error.parameter.as_deref().or_else(|| only_location(catalogue, instance)) {
                     Some(parameter) => {
                         let way: Vec<&str> = ["stages", stage, "with"].into_iter().chain(parameter.split(['.', '['])).collect();
                         pipeline.document.at(&way)
@@ -567,6 +567,13 @@ fn check_parameters(pipeline: &Pipeline, catalogue: &Catalogue, instances: &mut 
         }
     }
     if problems.is_empty() { Ok(()) } else { Err(Diagnostics(deduplicated(problems)).into()) }
+}
+
+/// The one location that an instance is given, which is to blame where an outside file cannot be read.
+fn only_location<'a>(catalogue: &Catalogue, instance: &'a Instance) -> Option<&'a str> {
+    let (_, method) = catalogue.find(&instance.task.uses())?;
+    let mut given = instance.parameters.as_object()?.keys().filter(|name| method.is_location(name));
+    given.next().filter(|_| given.next().is_none()).map(String::as_str)
 }
 
 #[cfg(test)]

@@ -227,7 +227,7 @@ fn from_file(file: &Path, dataset: &Dataset, holdout: Option<&Holdout>, earlier:
     }
     let rows: HashMap<u64, usize> = dataset.ids.iter().enumerate().map(|(row, id)| (*id, row)).collect();
     let unknown: Vec<String> = ids.iter().filter(|id| !rows.contains_key(id)).map(|id| format!("`{}`", SampleId(*id))).collect();
-    refuse_unknown(file, &unknown, "ids")?;
+    refuse_unknown(file, &unknown, "id")?;
     Ok(ids.iter().map(|id| rows[id]).collect())
 }
 
@@ -238,7 +238,7 @@ fn by_path(file: &Path, paths: &[String], dataset: &Dataset) -> anyhow::Result<V
     };
     let known: HashMap<&str, u64> = names.iter().map(String::as_str).zip(dataset.ids.iter().copied()).collect();
     let unknown: Vec<String> = paths.iter().filter(|path| !known.contains_key(path.as_str())).map(|path| format!("`{path}`")).collect();
-    refuse_unknown(file, &unknown, "paths")?;
+    refuse_unknown(file, &unknown, "path")?;
     Ok(paths.iter().map(|path| known[path.as_str()]).collect())
 }
 
@@ -247,7 +247,8 @@ fn refuse_unknown(file: &Path, unknown: &[String], what: &str) -> anyhow::Result
         return Ok(());
     }
     let first = unknown.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
-    let message = format!("`{}` names {} unknown {what}: {first}{}", file.display(), unknown.len(), if unknown.len() > 3 { ", ..." } else { "" });
+    let counted = if unknown.len() == 1 { format!("an unknown {what}") } else { format!("{} unknown {what}s", unknown.len()) };
+    let message = format!("`{}` names {counted}: {first}{}", file.display(), if unknown.len() > 3 { ", ..." } else { "" });
     Err(Failure::new(message, "name samples of the training set; with `per_class` only those that were drawn are in it").into())
 }
 

@@ -184,7 +184,7 @@ impl Online<'_> {
             round_done(round + 1);
         }
         self.pass_over_reduced(network, Part::Intermediate, 0, self.parameters.intermediate_epochs, &mut optimiser)?;
-        if self.parameters.modes == ModeRule::Corrected {
+        if self.parameters.modes == ModeRule::Corrected && self.parameters.intermediate_epochs > 0 {
             train::recompute_running_averages(network, self.reduced, Part::Intermediate, self.parameters.batch, self.streams)?;
         }
         Ok(())
