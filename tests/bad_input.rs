@@ -58,7 +58,7 @@ fn mistakes_in_a_pipeline_are_found_before_anything_runs() {
     refused("model: offline, reduced: reduced", "modell: offline, reduced: reduced", &["has no input `modell`", "did you mean `model`?"]);
     refused("[base, modular, retrain]", "[base, moduler]", &["there is no stage `moduler`"]);
     refused("\"${of}\"", "\"${off}\"", &["`off` is no key of this stage's matrix"]);
-    refused("{ per_class: 20 }", "{ source: parquet, path: nowhere }", &["nowhere", "pipeline.yaml:5:61", "help: "]);
+    refused("{ per_class: 20 }", "{ source: parquet, path: nowhere }", &["nowhere", "pipeline.yaml:5:64", "help: "]);
     refused("version: 1", "version: 9", &["version 1, not 9", "pipeline.yaml:1:10"]);
     refused("stages:", "stages: [", &["this is no YAML", "pipeline.yaml:"]);
 }
