@@ -50,9 +50,21 @@ fn mistakes_in_a_pipeline_are_found_before_anything_runs() {
     refused("epochs: 5", "epochs: 0", &["parameter `epochs`"]);
     refused("model: mlp", "model: mpl", &["unknown variant `mpl`", "`mlp`"]);
     refused("train/fit", "train/fti", &["there is no method `train/fti`", "did you mean `train/fit`?", &place("train/fit")]);
-    refused("model: offline, buckets", "model: ofline, buckets", &["there is no stage `ofline`", "did you mean `offline`?", &place("offline, buckets")]);
-    refused("dataset: data.train, model: base }, with: { k", "dataset: data.trian, model: base }, with: { k", &["`data` has no output `trian`"]);
-    refused("dataset: data.train, model: base }, with: { k", "dataset: data, model: base }, with: { k", &["`data` has several outputs", "`data.train`"]);
+    refused(
+        "model: offline, buckets",
+        "model: ofline, buckets",
+        &["there is no stage `ofline`", "did you mean `offline`?", &place("offline, buckets")],
+    );
+    refused(
+        "dataset: data.train, model: base }, with: { k",
+        "dataset: data.trian, model: base }, with: { k",
+        &["`data` has no output `trian`"],
+    );
+    refused(
+        "dataset: data.train, model: base }, with: { k",
+        "dataset: data, model: base }, with: { k",
+        &["`data` has several outputs", "`data.train`"],
+    );
     refused("model: base }, with: { k: 4 }", "model: holdout }, with: { k: 4 }", &["needs model/1, but `holdout` gives holdout/1"]);
     refused("in: { train: data.train, test: data.test }", "in: { train: data.train }", &["`holdout` needs the input `test` (dataset/1)"]);
     refused("model: offline, reduced: reduced", "modell: offline, reduced: reduced", &["has no input `modell`", "did you mean `model`?"]);
@@ -66,7 +78,9 @@ fn mistakes_in_a_pipeline_are_found_before_anything_runs() {
 #[test]
 fn a_cycle_is_named() {
     let cyclic = "in: { dataset: data.train, model: modular }, with: { iterations: 1 }";
-    let project = Project::new(&SMALL.replace("in: { dataset: data.train, test: data.test, holdout: holdout, model: base }, with: { iterations: 1 }", cyclic));
+    let project = Project::new(
+        &SMALL.replace("in: { dataset: data.train, test: data.test, holdout: holdout, model: base }, with: { iterations: 1 }", cyclic),
+    );
     let error = project.xtask("run", &[]).failure();
     assert!(error.contains("stages wait for each other in a cycle: ") && error.contains("offline needs modular"), "{error}");
 }
@@ -83,7 +97,10 @@ fn mistakes_on_the_command_line_are_found() {
     refused(&["--set", "request.ratio=2"], "--> --set request.ratio=2");
     refused(&["--set", "request"], "write `--set STAGE.PARAMETER=VALUE`");
     let error = Finished::of(program("xtask").args(["run", "pipelines/quickstrat.yaml"])).failure();
-    assert!(error.contains("cannot read `pipelines/quickstrat.yaml`") && error.contains("did you mean `pipelines/quickstart.yaml`?"), "{error}");
+    assert!(
+        error.contains("cannot read `pipelines/quickstrat.yaml`") && error.contains("did you mean `pipelines/quickstart.yaml`?"),
+        "{error}"
+    );
 }
 
 /// Runs `SMALL` with settings; it must fail at `stage` with all of `expected`, and leave no record of that stage.

@@ -18,7 +18,12 @@ fn a_changed_parameter_runs_its_stage_and_what_depends_on_its_content() {
     assert!(run.stderr.contains(r#"(`modes` "corrected" -> "published")"#), "{}", run.stderr);
 
     let status = project.xtask("status", &["--set", "modular.overture=3"]).success().stdout;
-    assert!(status.contains("stale: `overture` 2 -> 3") && status.contains("waits for modular#1") && status.contains("11 of 14 stages are cached"), "{status}");
+    assert!(
+        status.contains("stale: `overture` 2 -> 3")
+            && status.contains("waits for modular#1")
+            && status.contains("11 of 14 stages are cached"),
+        "{status}"
+    );
     let run = project.xtask("run", &["--set", "modular.overture=3"]).success();
     assert_eq!(run.ran(), ["modular#1", "evaluate@modular#1", "report"], "{}", run.stderr);
 
@@ -94,7 +99,12 @@ fn two_runs_at_once_share_the_work() {
     let start = || project.command("run", &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let both = [start(), start()].map(|child| {
         let output = child.wait_with_output().unwrap();
-        Finished { code: output.status.code(), stdout: String::from_utf8(output.stdout).unwrap(), stderr: String::from_utf8(output.stderr).unwrap() }.success()
+        Finished {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+        .success()
     });
     for run in &both {
         assert_eq!(run.ran().len() + run.cached().len(), 14);

@@ -12,7 +12,9 @@ fn read<P: Payload>(path: &Path) -> P {
 
 /// A small CNN, whose buffers could move, instead of the MLP.
 fn small_cnn() -> String {
-    SMALL.replace("model: mlp, widths: [16, 8]", "model: cnn, widths: [4, 4, 8, 8], hidden: 16").replace("overture: 2", "overture: 2, final_rest: 0.5")
+    SMALL
+        .replace("model: mlp, widths: [16, 8]", "model: cnn, widths: [4, 4, 8, 8], hidden: 16")
+        .replace("overture: 2", "overture: 2, final_rest: 0.5")
 }
 
 #[test]
@@ -70,7 +72,11 @@ fn the_pixels_of_forgotten_samples_do_not_reach_the_reduced_set() {
     let inputs: [(&str, &Path); 4] = [("dataset", &perturbed), ("request", &asked), ("buckets", &buckets), ("condensed", &condensed)];
     let reduced = stage("reduce", &inputs, ("reduced", "reduced.safetensors"), "{}");
 
-    assert_ne!(read::<Condensed>(&condensed).images, read::<Condensed>(&artifact("condensed#1")).images, "the pixels should have mattered so far");
+    assert_ne!(
+        read::<Condensed>(&condensed).images,
+        read::<Condensed>(&artifact("condensed#1")).images,
+        "the pixels should have mattered so far"
+    );
     let (left, right) = (read::<Reduced>(&reduced).to_content().tensors, read::<Reduced>(&artifact("reduced#1")).to_content().tensors);
     assert!(left.keys().eq(right.keys()));
     for (name, tensor) in &left {
@@ -127,7 +133,10 @@ fn a_forgotten_class_is_forgotten() {
         .replace("per_class: 20", "per_class: 60")
         .replace("widths: [16, 8], epochs: 5, batch: 32", "widths: [64, 32], epochs: 30, batch: 64")
         .replace("overture: 2", "overture: 30")
-        .replace("in: { dataset: data.train, holdout: holdout } }", "in: { dataset: data.train, holdout: holdout }, with: { scenario: class, classes: [3] } }");
+        .replace(
+            "in: { dataset: data.train, holdout: holdout } }",
+            "in: { dataset: data.train, holdout: holdout }, with: { scenario: class, classes: [3] } }",
+        );
     let project = Project::new(&pipeline);
     project.xtask("run", &[]).success();
     let rows = project.metrics(&[]);
@@ -164,7 +173,10 @@ fn a_deletion_request_names_samples_and_adds_to_an_earlier_one() {
     assert_eq!(first.forget, [drawn.ids[3], drawn.ids[17]]);
     assert!(!first.facts.cumulative);
     let second: Request = read(&project.artifact("second#1", &settings));
-    assert_eq!((second.forget.as_slice(), second.earlier.as_slice(), second.facts.cumulative), ([drawn.ids[40]].as_slice(), first.forget.as_slice(), true));
+    assert_eq!(
+        (second.forget.as_slice(), second.earlier.as_slice(), second.facts.cumulative),
+        ([drawn.ids[40]].as_slice(), first.forget.as_slice(), true)
+    );
     let reduced: Reduced = read(&project.artifact("reduced#1", &settings));
     let buckets: Buckets = read(&project.artifact("buckets#1", &settings));
     let gone = [drawn.ids[3], drawn.ids[17], drawn.ids[40]];

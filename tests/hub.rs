@@ -76,19 +76,23 @@ impl Hub {
             return ("401 Unauthorized", vec![("X-Error-Code", "GatedRepo".into())], Vec::new());
         }
         let commit = self.commit.lock().unwrap().clone();
-        let json = |value: serde_json::Value| ("200 OK", vec![("Content-Type", "application/json".to_owned())], value.to_string().into_bytes());
+        let json =
+            |value: serde_json::Value| ("200 OK", vec![("Content-Type", "application/json".to_owned())], value.to_string().into_bytes());
         let path = request.path.split('?').next().unwrap_or_default();
         let known = |revision: &str| revision == "main" || revision == commit;
         if let Some(rest) = path.strip_prefix(&format!("/api/datasets/{REPOSITORY}/")) {
             let siblings: Vec<_> = self.files.keys().map(|name| json!({ "rfilename": name })).collect();
-            let tree: Vec<_> =
-                self.files.iter().map(|(name, bytes)| json!({ "type": "file", "path": name, "size": bytes.len(), "oid": etag(bytes) })).collect();
+            let tree: Vec<_> = self
+                .files
+                .iter()
+                .map(|(name, bytes)| json!({ "type": "file", "path": name, "size": bytes.len(), "oid": etag(bytes) }))
+                .collect();
             return match rest.split_once('/') {
-                Some(("revision", revision)) if known(revision) => {
-                    json(json!({ "_id": "1", "id": REPOSITORY, "author": "someone", "sha": commit, "private": false, "disabled": false, "gated": false,
+                Some(("revision", revision)) if known(revision) => json(
+                    json!({ "_id": "1", "id": REPOSITORY, "author": "someone", "sha": commit, "private": false, "disabled": false, "gated": false,
                         "tags": [], "downloads": 0, "likes": 0, "lastModified": "2024-01-01T00:00:00.000Z", "createdAt": "2024-01-01T00:00:00.000Z",
-                        "siblings": siblings }))
-                }
+                        "siblings": siblings }),
+                ),
                 Some(("tree", revision)) if known(revision) => json(json!(tree)),
                 _ => ("404 Not Found", vec![("X-Error-Code", "RevisionNotFound".into())], Vec::new()),
             };
@@ -128,7 +132,9 @@ fn read_request(reader: &mut impl BufRead) -> Option<Request> {
 fn from_hub(project: &Project, endpoint: &str, environment: &[(&str, &str)]) -> Finished {
     let source = format!("data.repo={REPOSITORY}");
     let mut command = project.command("run", &["--only", "data", "--set", "data.source=hub", "--set", &source, "--set", "data.pad=2"]);
-    for name in ["HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"] {
+    for name in
+        ["HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"]
+    {
         command.env_remove(name);
     }
     command.env("HF_HOME", project.path("hf")).env("HF_ENDPOINT", endpoint).envs(environment.iter().copied());
@@ -207,7 +213,9 @@ fn the_server_serves_python_too() {
     let hub = Arc::new(Hub::digits(None));
     let endpoint = hub.serve();
     let folder = Project::new(SMALL);
-    let script = format!("import huggingface_hub as h; print(h.snapshot_download('{REPOSITORY}', repo_type='dataset', allow_patterns=['*.parquet']))");
+    let script = format!(
+        "import huggingface_hub as h; print(h.snapshot_download('{REPOSITORY}', repo_type='dataset', allow_patterns=['*.parquet']))"
+    );
     let mut command = Command::new(python);
     command.args(["-c", &script]).env("HF_HOME", folder.path("hf")).env("HF_ENDPOINT", endpoint).env("HF_HUB_DISABLE_XET", "1");
     let printed = Finished::of(command.env("NO_PROXY", "127.0.0.1")).success().stdout;

@@ -1,6 +1,6 @@
-//! A stage is swapped for another method, and for a program from outside.
+//! A stage is swapped for another method, and for a program from outside; a model comes from outside.
 
-use dcu_artifact::{Dataset, Request};
+use dcu_artifact::{Dataset, Model, Request, Tensor};
 use dcu_tests::{Project, SMALL};
 
 /// Writes a request for every second sample, with nothing but Python's own library.
@@ -89,4 +89,46 @@ fn a_stage_is_swapped_for_another_method() {
     let run = project.xtask("run", &["--set", "retrain.uses=unlearn/finetune"]).success();
     assert_eq!(run.ran(), ["retrain#1", "evaluate@retrain#1", "report"], "{}", run.stderr);
     assert!(run.stdout.contains("\nfinetune "), "{}", run.stdout);
+}
+
+#[test]
+fn weights_come_from_outside_and_bad_ones_are_refused() {
+    let trained = Project::new(SMALL);
+    trained.xtask("run", &[]).success();
+    let model: Model = dcu_artifact::read(&trained.artifact("base#1", &[])).unwrap().0;
+
+    // As PyTorch saves a state dict: tensors by name, no metadata.
+    let fit = "base:      { uses: train/fit, in: { dataset: data.train }, with: { model: mlp, widths: [16, 8], epochs: 5, batch: 32 }, label: original }";
+    assert!(SMALL.contains(fit));
+    let import = "base:      { uses: train/import, in: { dataset: data.train }, with: { path: weights.safetensors, model: mlp, widths: [16, 8], epochs: 5, batch: 32 }, label: original }";
+    let project = Project::new(&SMALL.replace(fit, import));
+    let save = |tensors: &std::collections::BTreeMap<String, Tensor>| {
+        let encoded: Vec<_> =
+            tensors.iter().map(|(name, tensor)| (name, tensor.dtype(), tensor.shape().to_vec(), tensor.to_bytes())).collect();
+        let views = encoded
+            .iter()
+            .map(|(name, dtype, shape, bytes)| (*name, safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
+        std::fs::write(project.path("weights.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    };
+    save(&model.tensors);
+    project.xtask("run", &[]).success();
+    let imported: Model = dcu_artifact::read(&project.artifact("base", &[])).unwrap().0;
+    assert_eq!((&imported.tensors, &imported.facts), (&model.tensors, &model.facts));
+    // Equal content: what follows is the same too.
+    let left = trained.metrics(&[]);
+    for (left, right) in left.iter().zip(&project.metrics(&[])) {
+        assert_eq!(
+            (&left["method"], &left["test_accuracy"], &left["mia_accuracy"]),
+            (&right["method"], &right["test_accuracy"], &right["mia_accuracy"])
+        );
+    }
+
+    let mut missing = model.tensors.clone();
+    missing.remove("linear2.bias");
+    save(&missing);
+    let error = project.xtask("run", &[]).failure();
+    assert!(error.contains("`linear2.bias` is missing") && error.contains("`base` failed"), "{error}");
+    std::fs::remove_file(project.path("weights.safetensors")).unwrap();
+    let error = project.xtask("run", &[]).failure();
+    assert!(error.contains("weights.safetensors") && error.contains("pipeline.yaml:7:"), "{error}");
 }

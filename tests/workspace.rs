@@ -7,13 +7,22 @@ use serde_json::Value;
 
 fn metadata() -> Value {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo).args(["metadata", "--format-version", "1", "--no-deps", "--offline"]).current_dir(workspace()).output().unwrap();
+    let output = Command::new(cargo)
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .current_dir(workspace())
+        .output()
+        .unwrap();
     serde_json::from_slice(&output.stdout).expect("cargo prints JSON")
 }
 
 /// The names of the normal dependencies of a member.
 fn dependencies(metadata: &Value, name: &str) -> Vec<String> {
-    let package = metadata["packages"].as_array().unwrap().iter().find(|package| package["name"] == name).unwrap_or_else(|| panic!("no package {name}"));
+    let package = metadata["packages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|package| package["name"] == name)
+        .unwrap_or_else(|| panic!("no package {name}"));
     let normal = package["dependencies"].as_array().unwrap().iter().filter(|dependency| dependency["kind"].is_null());
     normal.map(|dependency| dependency["name"].as_str().unwrap().to_owned()).collect()
 }
@@ -35,7 +44,9 @@ fn stages_know_nothing_of_one_another_and_the_runner_of_none() {
 fn heavy_dependencies_stay_where_they_are_needed() {
     let metadata = metadata();
     let members: Vec<&str> = metadata["packages"].as_array().unwrap().iter().filter_map(|package| package["name"].as_str()).collect();
-    let users = |heavy: &str| members.iter().copied().filter(|member| dependencies(&metadata, member).iter().any(|name| name == heavy)).collect::<Vec<_>>();
+    let users = |heavy: &str| {
+        members.iter().copied().filter(|member| dependencies(&metadata, member).iter().any(|name| name == heavy)).collect::<Vec<_>>()
+    };
     assert_eq!(users("hf-hub"), ["dcu-data"]);
     assert!(users("polars").iter().all(|user| ["dcu-data", "dcu-report"].contains(user)), "{:?}", users("polars"));
 }

@@ -137,7 +137,8 @@ impl Catalogue {
     /// Asks a stage crate whether parameters fit, many at once: (method, parameters).
     pub(crate) fn check(&self, crate_name: &str, questions: &[(String, Value)]) -> anyhow::Result<Vec<Answer>> {
         let program = self.program(crate_name);
-        let questions: Vec<Value> = questions.iter().map(|(method, parameters)| json!({ "method": method, "parameters": parameters })).collect();
+        let questions: Vec<Value> =
+            questions.iter().map(|(method, parameters)| json!({ "method": method, "parameters": parameters })).collect();
         let mut child = Command::new(&program)
             .arg("check")
             .stdin(Stdio::piped())
@@ -147,8 +148,15 @@ impl Catalogue {
         child.stdin.take().expect("piped").write_all(Value::Array(questions.clone()).to_string().as_bytes())?;
         let output = child.wait_with_output()?;
         ensure!(output.status.success(), "`{} check` failed", program.display());
-        let answers: Vec<Answer> = serde_json::from_slice(&output.stdout).with_context(|| format!("`{} check` gave no answer that can be read", program.display()))?;
-        ensure!(answers.len() == questions.len(), "`{} check` gave {} answers to {} questions", program.display(), answers.len(), questions.len());
+        let answers: Vec<Answer> = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("`{} check` gave no answer that can be read", program.display()))?;
+        ensure!(
+            answers.len() == questions.len(),
+            "`{} check` gave {} answers to {} questions",
+            program.display(),
+            answers.len(),
+            questions.len()
+        );
         Ok(answers)
     }
 }
@@ -186,9 +194,10 @@ fn build(workspace: &Path, folder: &Path) -> anyhow::Result<()> {
 
 fn describe(folder: &Path, crate_name: &str) -> anyhow::Result<Vec<Method>> {
     let program = folder.join(format!("{}{}", binary(crate_name), std::env::consts::EXE_SUFFIX));
-    let output = Command::new(&program).args(["describe", "--json"]).output().with_context(|| format!("cannot start `{}`", program.display()))?;
+    let output =
+        Command::new(&program).args(["describe", "--json"]).output().with_context(|| format!("cannot start `{}`", program.display()))?;
     ensure!(output.status.success(), "`{} describe` failed: {}", program.display(), String::from_utf8_lossy(&output.stderr));
-    let description: Description =
-        serde_json::from_slice(&output.stdout).with_context(|| format!("`{} describe --json` gave no answer that can be read", program.display()))?;
+    let description: Description = serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("`{} describe --json` gave no answer that can be read", program.display()))?;
     Ok(description.methods)
 }

@@ -56,7 +56,11 @@ impl fmt::Display for Diagnostic {
                 let number = line.to_string();
                 let margin = " ".repeat(number.len());
                 let indent = " ".repeat(column.saturating_sub(1));
-                write!(formatter, "\n {margin}--> {}:{line}:{column}\n {margin} |\n {number} | {text}\n {margin} | {indent}^", file.display())?;
+                write!(
+                    formatter,
+                    "\n {margin}--> {}:{line}:{column}\n {margin} |\n {number} | {text}\n {margin} | {indent}^",
+                    file.display()
+                )?;
             }
             Some(Place::Argument(argument)) => write!(formatter, "\n  --> {argument}")?,
             None => {}
@@ -103,9 +107,6 @@ mod tests {
     fn the_caret_stands_under_the_column() {
         let place = Place::File { file: "a.yaml".into(), line: 12, column: 3, text: "  epohcs: 3".into() };
         let text = Diagnostic::new(place, "unknown key `epohcs`").nearest("epohcs", ["epochs"]).to_string();
-        assert_eq!(
-            text,
-            "unknown key `epohcs`\n   --> a.yaml:12:3\n    |\n 12 |   epohcs: 3\n    |   ^\n  help: did you mean `epochs`?"
-        );
+        assert_eq!(text, "unknown key `epohcs`\n   --> a.yaml:12:3\n    |\n 12 |   epohcs: 3\n    |   ^\n  help: did you mean `epochs`?");
     }
 }

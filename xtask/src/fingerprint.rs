@@ -58,8 +58,12 @@ impl Fingerprints {
     pub(crate) fn new(workspace: &Path) -> anyhow::Result<Self> {
         let manifest = read_toml(&workspace.join("Cargo.toml"))?;
         let lock_file = read_toml(&workspace.join("Cargo.lock"))?;
-        let packages: Vec<Package> =
-            lock_file.get("package").cloned().context("Cargo.lock names no package")?.try_into().context("Cargo.lock is not of the known form")?;
+        let packages: Vec<Package> = lock_file
+            .get("package")
+            .cloned()
+            .context("Cargo.lock names no package")?
+            .try_into()
+            .context("Cargo.lock is not of the known form")?;
         let mut lock: BTreeMap<String, Vec<Package>> = BTreeMap::new();
         for package in packages {
             lock.entry(package.name.clone()).or_default().push(package);
@@ -111,7 +115,10 @@ impl Fingerprints {
                 match full.get("path").and_then(toml::Value::as_str) {
                     Some(path) => open.push(if inherited { self.workspace.join(path) } else { next.join(path) }),
                     None => {
-                        tables.insert(format!("{} {name}", next.strip_prefix(&self.workspace).unwrap_or(&next).display()), json!([specification, full]));
+                        tables.insert(
+                            format!("{} {name}", next.strip_prefix(&self.workspace).unwrap_or(&next).display()),
+                            json!([specification, full]),
+                        );
                         let package = full.get("package").and_then(toml::Value::as_str).unwrap_or(&name);
                         outside.insert(package.to_owned());
                     }
@@ -177,7 +184,9 @@ impl Fingerprints {
             }
             let mut words = next.split(' ');
             let (name, version) = (words.next().unwrap_or_default(), words.next());
-            for package in self.lock.get(name).into_iter().flatten().filter(|package| version.is_none_or(|version| version == package.version)) {
+            for package in
+                self.lock.get(name).into_iter().flatten().filter(|package| version.is_none_or(|version| version == package.version))
+            {
                 packages.insert((package.name.clone(), package.version.clone(), package.checksum.clone()));
                 open.extend(package.dependencies.iter().cloned());
             }
@@ -311,7 +320,8 @@ mod tests {
         output
     }
 
-    const CODE: &str = "//! Doc.\nmod a;\nuse x::{b, c};\n/// Doc.\n#[must_use]\npub fn f(x: u8) -> u8 { x + 1 }\nfn methods() -> Vec<u8> { vec![1] }\n";
+    const CODE: &str =
+        "//! Doc.\nmod a;\nuse x::{b, c};\n/// Doc.\n#[must_use]\npub fn f(x: u8) -> u8 { x + 1 }\nfn methods() -> Vec<u8> { vec![1] }\n";
 
     #[test]
     fn comments_layout_documentation_tests_and_the_registry_do_not_count() {
@@ -336,7 +346,12 @@ mod tests {
     #[test]
     fn embedded_files_are_found() {
         let mut embedded = Vec::new();
-        reduce("const A: &[u8] = include_bytes!(\"../data/a.bin\"); fn f() { include_str!(\"b.txt\"); }".parse().unwrap(), false, &mut String::new(), &mut embedded);
+        reduce(
+            "const A: &[u8] = include_bytes!(\"../data/a.bin\"); fn f() { include_str!(\"b.txt\"); }".parse().unwrap(),
+            false,
+            &mut String::new(),
+            &mut embedded,
+        );
         assert_eq!(embedded, ["../data/a.bin", "b.txt"]);
     }
 }

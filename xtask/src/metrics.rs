@@ -54,7 +54,10 @@ pub(crate) fn rows(session: &Session) -> anyhow::Result<(Vec<Row>, Known)> {
             State::Stale(reasons) => in_one_line(reasons),
             _ => "it waits for others".into(),
         };
-        bail!("`{name}` is not up to date ({why}), so there is nothing to show\n  help: run `cargo xtask run {}` first, with the same `--set`", session.plan.pipeline.document.file.display());
+        bail!(
+            "`{name}` is not up to date ({why}), so there is nothing to show\n  help: run `cargo xtask run {}` first, with the same `--set`",
+            session.plan.pipeline.document.file.display()
+        );
     }
     let rows = evaluations.into_iter().map(|index| row(session, index, &known)).collect::<anyhow::Result<_>>()?;
     Ok((rows, known))
@@ -75,7 +78,8 @@ fn row(session: &Session, index: usize, known: &Known) -> anyhow::Result<Row> {
         };
         if knows_request(model.instance) {
             unlearn_seconds = total(model.instance);
-            request_seconds = unlearn_seconds + session.plan.ancestors(model.instance).into_iter().filter(|&other| knows_request(other)).map(total).sum::<f64>();
+            request_seconds = unlearn_seconds
+                + session.plan.ancestors(model.instance).into_iter().filter(|&other| knows_request(other)).map(total).sum::<f64>();
         }
     }
     Ok(Row {
@@ -121,7 +125,8 @@ pub(crate) fn print(session: &Session, format: Format) -> anyhow::Result<()> {
         println!("{:#}", Value::Array(rows.iter().map(|row| row.to_json(pipeline)).collect()));
         return Ok(());
     }
-    let others: BTreeSet<&str> = rows.iter().flat_map(|row| row.scalars.keys()).map(String::as_str).filter(|name| !FIRST.contains(name)).collect();
+    let others: BTreeSet<&str> =
+        rows.iter().flat_map(|row| row.scalars.keys()).map(String::as_str).filter(|name| !FIRST.contains(name)).collect();
     let mut heading = vec!["method", "seed"];
     heading.extend(FIRST);
     heading.extend(["unlearn_seconds", "request_seconds"]);
@@ -129,7 +134,11 @@ pub(crate) fn print(session: &Session, format: Format) -> anyhow::Result<()> {
     heading.extend(["instance", "pipeline"]);
     let mut cells = vec![heading.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()];
     for row in &rows {
-        let number = |name: &str| row.scalars.get(name).map_or(String::new(), |value| if format == Format::Csv { value.to_string() } else { format!("{value:.4}") });
+        let number = |name: &str| {
+            row.scalars
+                .get(name)
+                .map_or(String::new(), |value| if format == Format::Csv { value.to_string() } else { format!("{value:.4}") })
+        };
         let mut line = vec![row.method.clone(), row.seed.map_or(String::new(), |seed| seed.to_string())];
         line.extend(FIRST.iter().map(|name| number(name)));
         line.extend([row.unlearn_seconds, row.request_seconds].map(|seconds| format!("{seconds:.3}")));

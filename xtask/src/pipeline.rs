@@ -66,7 +66,8 @@ impl Pipeline {
         let text = std::fs::read_to_string(file).map_err(|error| {
             let help = match file.parent().filter(|folder| !folder.as_os_str().is_empty()).map(Path::read_dir) {
                 Some(Ok(entries)) => {
-                    let names: Vec<String> = entries.flatten().map(|entry| entry.path().display().to_string()).filter(|name| name.ends_with(".yaml")).collect();
+                    let names: Vec<String> =
+                        entries.flatten().map(|entry| entry.path().display().to_string()).filter(|name| name.ends_with(".yaml")).collect();
                     crate::diagnostic::nearest(&file.display().to_string(), names.iter().map(String::as_str))
                 }
                 _ => Some("give the path of a pipeline file, such as `pipelines/quickstart.yaml`".into()),
@@ -103,7 +104,8 @@ impl Pipeline {
 fn set(document: &mut Document, setting: &str) -> Result<(), Diagnostic> {
     let argument = format!("--set {setting}");
     let wrong = |message: String| Diagnostic::new(Place::Argument(argument.clone()), message);
-    let (target, text) = setting.split_once('=').ok_or_else(|| wrong("write `--set STAGE.PARAMETER=VALUE` or `--set seeds=[1, 2]`".into()))?;
+    let (target, text) =
+        setting.split_once('=').ok_or_else(|| wrong("write `--set STAGE.PARAMETER=VALUE` or `--set seeds=[1, 2]`".into()))?;
     let value = yaml::parse_value(text).map_err(|message| wrong(format!("the value is no YAML: {message}")))?;
     if TOP_KEYS.contains(&target) && target != "stages" {
         document.set(&[target], value, &argument);
@@ -341,7 +343,14 @@ mod tests {
     fn everything_wrong_is_told_at_once() {
         let text = "version: 2\nname: a b\nseeds: [1, 1]\nstages:\n  base: { use: train/fit }\n  other: { uses: 3, gather: all }\n";
         let message = read(text).unwrap_err().to_string();
-        for part in ["version 1, not 2", "letters, digits", "different whole numbers", "unknown key `use`", "did you mean `uses`?", "such as `train/fit`"] {
+        for part in [
+            "version 1, not 2",
+            "letters, digits",
+            "different whole numbers",
+            "unknown key `use`",
+            "did you mean `uses`?",
+            "such as `train/fit`",
+        ] {
             assert!(message.contains(part), "no `{part}` in:\n{message}");
         }
     }

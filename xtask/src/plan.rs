@@ -99,11 +99,19 @@ impl Plan {
 
     /// The instances that a name selects: a stage, or one instance.
     pub(crate) fn select(&self, name: &str) -> anyhow::Result<Vec<usize>> {
-        let found: Vec<usize> = (0..self.instances.len()).filter(|&index| self.instances[index].stage == name || self.instances[index].name == name).collect();
+        let found: Vec<usize> =
+            (0..self.instances.len()).filter(|&index| self.instances[index].stage == name || self.instances[index].name == name).collect();
         if found.is_empty() {
-            let names = self.pipeline.stages.iter().map(|stage| stage.name.as_str()).chain(self.instances.iter().map(|instance| instance.name.as_str()));
+            let names = self
+                .pipeline
+                .stages
+                .iter()
+                .map(|stage| stage.name.as_str())
+                .chain(self.instances.iter().map(|instance| instance.name.as_str()));
             let help = nearest(name, names);
-            return Err(Diagnostics::from(Diagnostic { place: None, message: format!("there is no stage or instance `{name}`"), help }).into());
+            return Err(
+                Diagnostics::from(Diagnostic { place: None, message: format!("there is no stage or instance `{name}`"), help }).into()
+            );
         }
         Ok(found)
     }
@@ -162,7 +170,11 @@ fn order(pipeline: &Pipeline) -> anyhow::Result<Vec<usize>> {
         .map(|stage| {
             let points = points(&stage.matrix);
             let links = stage.inputs.iter().flat_map(|(_, links)| links.all());
-            links.flat_map(|link| points.iter().filter_map(|point| position(split_link(&substitute(link, point).ok()?).0)).collect::<Vec<_>>()).collect()
+            links
+                .flat_map(|link| {
+                    points.iter().filter_map(|point| position(split_link(&substitute(link, point).ok()?).0)).collect::<Vec<_>>()
+                })
+                .collect()
         })
         .collect();
     let mut order: Vec<usize> = Vec::new();
@@ -198,7 +210,10 @@ type Point = Vec<(String, Value)>;
 fn points(matrix: &[(String, Vec<Value>)]) -> Vec<Point> {
     let mut points: Vec<Point> = vec![Vec::new()];
     for (key, values) in matrix {
-        points = points.iter().flat_map(|point| values.iter().map(move |value| [point.as_slice(), &[(key.clone(), value.clone())]].concat())).collect();
+        points = points
+            .iter()
+            .flat_map(|point| values.iter().map(move |value| [point.as_slice(), &[(key.clone(), value.clone())]].concat()))
+            .collect();
     }
     points
 }
@@ -221,7 +236,10 @@ fn substitute(text: &str, point: &Point) -> Result<String, String> {
 fn substitute_value(value: &Value, point: &Point) -> Result<Value, String> {
     Ok(match value {
         Value::String(text) => {
-            let whole = text.strip_prefix("${").and_then(|text| text.strip_suffix('}')).and_then(|key| point.iter().find(|(known, _)| known == key));
+            let whole = text
+                .strip_prefix("${")
+                .and_then(|text| text.strip_suffix('}'))
+                .and_then(|key| point.iter().find(|(known, _)| known == key));
             match whole {
                 Some((_, value)) => value.clone(),
                 None => Value::String(substitute(text, point)?),
@@ -253,7 +271,9 @@ struct Choice {
 impl Choice {
     fn fits(&self, instance: &Instance, ignore_seed: bool) -> bool {
         let same_seed = ignore_seed || self.seed.is_none() || instance.row_seed.is_none() || self.seed == instance.row_seed;
-        let agrees = |own: &Coordinate| instance.coordinates.iter().all(|other| (&own.stage, &own.key) != (&other.stage, &other.key) || own == other);
+        let agrees = |own: &Coordinate| {
+            instance.coordinates.iter().all(|other| (&own.stage, &own.key) != (&other.stage, &other.key) || own == other)
+        };
         same_seed && self.coordinates.iter().all(agrees)
     }
 
@@ -308,20 +328,29 @@ impl Expansion<'_> {
                 };
                 Task::Command { command, code: code.clone(), folder: self.pipeline.folder() }
             }
-            (_, Some((crate_name, method))) => {
-                Task::Method { crate_name: crate_name.clone(), method: method.name.clone(), version: method.version, timings: method.timings }
-            }
+            (_, Some((crate_name, method))) => Task::Method {
+                crate_name: crate_name.clone(),
+                method: method.name.clone(),
+                version: method.version,
+                timings: method.timings,
+            },
             _ => unreachable!("a stage without a command has a method"),
         };
         let outputs = match &stage.work {
-            Work::Command { outputs, .. } => outputs.iter().map(|(name, schema)| Output { name: name.clone(), schema: schema.clone() }).collect(),
+            Work::Command { outputs, .. } => {
+                outputs.iter().map(|(name, schema)| Output { name: name.clone(), schema: schema.clone() }).collect()
+            }
             Work::Method(_) => method.as_ref().map(|(_, method)| method.outputs.clone()).unwrap_or_default(),
         };
         let uses_seed = method.as_ref().is_none_or(|(_, method)| method.uses_seed);
         let pinned = stage.seed.or_else(|| method.as_ref().filter(|(_, method)| method.pinned).map(|_| PINNED_SEED));
         let own: Vec<Coordinate> = point
             .iter()
-            .map(|(key, value)| Coordinate { stage: name.to_owned(), key: key.clone(), value: plain_text(value).expect("a matrix has plain values") })
+            .map(|(key, value)| Coordinate {
+                stage: name.to_owned(),
+                key: key.clone(),
+                value: plain_text(value).expect("a matrix has plain values"),
+            })
             .collect();
         for choice in self.choices(stage, own, &wired, uses_seed && pinned.is_none()) {
             let values: String = choice.coordinates.iter().map(|coordinate| format!("@{}", coordinate.value)).collect();
@@ -396,7 +425,8 @@ impl Expansion<'_> {
         let name = stage.name.as_str();
         let found = self.problems.len();
         if let Some(method) = method {
-            for input in method.inputs.iter().filter(|input| !input.optional && !stage.inputs.iter().any(|(given, _)| *given == input.name)) {
+            for input in method.inputs.iter().filter(|input| !input.optional && !stage.inputs.iter().any(|(given, _)| *given == input.name))
+            {
                 let place = self.pipeline.document.at_key(&["stages", name]);
                 let message = format!("`{name}` needs the input `{}` ({}) of `{}`", input.name, input.schema, method.name);
                 self.problems.push(Diagnostic::new(place, message).help(format!("add `in: {{ {}: STAGE }}`", input.name)));
@@ -463,7 +493,8 @@ impl Expansion<'_> {
             };
             let Some(found) = found else {
                 let wrong = output.unwrap_or_default();
-                let problem = Diagnostic::new(self.pipeline.document.at(way), format!("`{stage}` has no output `{wrong}`")).nearest(wrong, names());
+                let problem =
+                    Diagnostic::new(self.pipeline.document.at(way), format!("`{stage}` has no output `{wrong}`")).nearest(wrong, names());
                 self.problems.push(problem);
                 return None;
             };
@@ -496,7 +527,11 @@ impl Expansion<'_> {
                 .collect();
         }
         let gathered_vary = !stage.gathers_seeds
-            && wired.iter().filter(|wire| wire.many).flat_map(|wire| &wire.sources).any(|source| self.instances[source.instance].row_seed.is_some());
+            && wired
+                .iter()
+                .filter(|wire| wire.many)
+                .flat_map(|wire| &wire.sources)
+                .any(|source| self.instances[source.instance].row_seed.is_some());
         if varies || gathered_vary {
             choices = choices
                 .iter()
@@ -518,7 +553,9 @@ impl Expansion<'_> {
 
 fn resolve_location(base: &Path, value: Value) -> Value {
     match value {
-        Value::String(text) => Value::String(std::path::absolute(base.join(&text)).unwrap_or_else(|_| base.join(&text)).display().to_string()),
+        Value::String(text) => {
+            Value::String(std::path::absolute(base.join(&text)).unwrap_or_else(|_| base.join(&text)).display().to_string())
+        }
         Value::Array(items) => Value::Array(items.into_iter().map(|item| resolve_location(base, item)).collect()),
         other => other,
     }

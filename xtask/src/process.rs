@@ -61,7 +61,8 @@ struct Phases {
 /// Runs an instance; its outputs lie in the draft afterwards.
 pub(crate) fn run(session: &Session, index: usize, known: &Known, draft: &Draft, key: &Key, options: Options) -> anyhow::Result<Finished> {
     let instance = &session.plan.instances[index];
-    let files: BTreeMap<&String, String> = instance.outputs.iter().map(|output| (&output.name, file_name(&output.name, &output.schema))).collect();
+    let files: BTreeMap<&String, String> =
+        instance.outputs.iter().map(|output| (&output.name, file_name(&output.name, &output.schema))).collect();
     let mut command = command(session, index, draft, options)?;
     for (name, sources) in &instance.inputs {
         for source in sources {
@@ -98,7 +99,8 @@ pub(crate) fn run(session: &Session, index: usize, known: &Known, draft: &Draft,
     let mut outputs = BTreeMap::new();
     for output in &instance.outputs {
         let file = &files[&output.name];
-        let made = Store::examine(draft, file, &output.schema, outside.as_ref()).with_context(|| format!("its output `{}` cannot be used", output.name))?;
+        let made = Store::examine(draft, file, &output.schema, outside.as_ref())
+            .with_context(|| format!("its output `{}` cannot be used", output.name))?;
         outputs.insert(output.name.clone(), made);
     }
     Ok(Finished { outputs, seconds })
@@ -147,7 +149,8 @@ fn supervise(command: &mut Command, name: &str) -> anyhow::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         stdout.read_to_end(&mut bytes).map(|_| bytes)
     });
-    let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {elapsed:>4} {prefix} {msg}").expect("the template is right"));
+    let bar = ProgressBar::new_spinner()
+        .with_style(ProgressStyle::with_template("{spinner} {elapsed:>4} {prefix} {msg}").expect("the template is right"));
     bar.set_prefix(name.to_owned());
     bar.enable_steady_tick(Duration::from_millis(200));
     let mut failure = None;
@@ -192,7 +195,10 @@ mod tests {
     fn the_events_of_the_contract_are_understood() {
         let read = |text: &str| serde_json::from_str::<Event>(text).unwrap();
         assert_eq!(read(r#"{"event":"phase","name":"offline"}"#), Event::Phase { name: "offline".into() });
-        assert_eq!(read(r#"{"event":"progress","name":"epochs","done":3,"total":10}"#), Event::Progress { name: "epochs".into(), done: 3, total: 10 });
+        assert_eq!(
+            read(r#"{"event":"progress","name":"epochs","done":3,"total":10}"#),
+            Event::Progress { name: "epochs".into(), done: 3, total: 10 }
+        );
         let error = read(r#"{"event":"error","message":"a","causes":["b"],"remedy":null}"#);
         assert_eq!(error, Event::Error { message: "a".into(), causes: vec!["b".into()], remedy: None });
     }

@@ -14,12 +14,33 @@ pub(crate) enum Reason {
     NeverRan,
     Forced,
     Damaged(String),
-    Task { old: Value, new: Value },
-    Version { old: Option<u32>, new: Option<u32> },
-    Parameter { name: String, old: Option<Value>, new: Option<Value> },
-    Seed { old: Option<u64>, new: Option<u64> },
-    Input { name: String, old: Vec<Digest>, new: Vec<Digest> },
-    External { name: String, old: Option<Digest>, new: Option<Digest> },
+    Task {
+        old: Value,
+        new: Value,
+    },
+    Version {
+        old: Option<u32>,
+        new: Option<u32>,
+    },
+    Parameter {
+        name: String,
+        old: Option<Value>,
+        new: Option<Value>,
+    },
+    Seed {
+        old: Option<u64>,
+        new: Option<u64>,
+    },
+    Input {
+        name: String,
+        old: Vec<Digest>,
+        new: Vec<Digest>,
+    },
+    External {
+        name: String,
+        old: Option<Digest>,
+        new: Option<Digest>,
+    },
     Outputs,
     Code(Vec<String>),
     Dependencies,
@@ -93,7 +114,9 @@ impl fmt::Display for Reason {
             Self::External { name, old, new } => write!(formatter, "`{name}` {} -> {}", digest(old), digest(new)),
             Self::Outputs => write!(formatter, "declares other outputs"),
             Self::Code(files) => match files.as_slice() {
-                [first, second, third, rest @ ..] if !rest.is_empty() => write!(formatter, "code of {first}, {second}, {third} and {} more", rest.len()),
+                [first, second, third, rest @ ..] if !rest.is_empty() => {
+                    write!(formatter, "code of {first}, {second}, {third} and {} more", rest.len())
+                }
                 files => write!(formatter, "code of {}", files.join(", ")),
             },
             Self::Dependencies => write!(formatter, "locked dependencies"),
@@ -138,7 +161,10 @@ mod tests {
         new.inputs.insert("dataset".into(), vec![dcu_artifact::digest_bytes(b"b")]);
         new.code.files.insert("crates/nn/src/lib.rs".into(), dcu_artifact::digest_bytes(b"c"));
         let line = in_one_line(&differences(&old, &new));
-        assert!(line.starts_with("`epochs` 30 -> 40; seed 1 -> 2; input `dataset` ") && line.ends_with("; code of crates/nn/src/lib.rs"), "{line}");
+        assert!(
+            line.starts_with("`epochs` 30 -> 40; seed 1 -> 2; input `dataset` ") && line.ends_with("; code of crates/nn/src/lib.rs"),
+            "{line}"
+        );
     }
 
     #[test]

@@ -62,7 +62,8 @@ fn read(path: &Path) -> anyhow::Result<Option<Baseline>> {
 
 fn datasets(session: &Session, known: &Known) -> BTreeMap<String, String> {
     let named = session.plan.instances.iter().zip(known).filter_map(|(instance, stored)| Some((instance, stored.as_ref()?)));
-    let outputs = named.flat_map(|(instance, stored)| stored.record.outputs.iter().map(move |(name, made)| (format!("{}.{name}", instance.name), made)));
+    let outputs = named
+        .flat_map(|(instance, stored)| stored.record.outputs.iter().map(move |(name, made)| (format!("{}.{name}", instance.name), made)));
     outputs.filter(|(_, made)| made.schema == "dataset/1").map(|(name, made)| (name, made.digest.to_string())).collect()
 }
 
@@ -93,10 +94,15 @@ pub(crate) fn update(session: &Session) -> anyhow::Result<()> {
 /// Takes tolerances from the present numbers, which need enough seeds, and leaves the accepted numbers as they are.
 pub(crate) fn update_tolerances(session: &Session) -> anyhow::Result<()> {
     let seeds = &session.plan.pipeline.seeds;
-    ensure!(seeds.len() >= FEWEST_SEEDS, "tolerances need {FEWEST_SEEDS} seeds, not {}; add `--set seeds=[1,2,3,4,5]`, here and to `run`", seeds.len());
+    ensure!(
+        seeds.len() >= FEWEST_SEEDS,
+        "tolerances need {FEWEST_SEEDS} seeds, not {}; add `--set seeds=[1,2,3,4,5]`, here and to `run`",
+        seeds.len()
+    );
     let (rows, _) = metrics::rows(session)?;
     let path = path(session);
-    let mut baseline = read(&path)?.with_context(|| format!("there is no baseline `{}` yet; accept one first with `--update`", path.display()))?;
+    let mut baseline =
+        read(&path)?.with_context(|| format!("there is no baseline `{}` yet; accept one first with `--update`", path.display()))?;
     baseline.tolerances = Some(Tolerances { seeds: seeds.clone(), metrics: spread(&rows) });
     write(&path, &baseline)?;
     println!("took tolerances from {} seeds into {}", seeds.len(), path.display());
@@ -138,7 +144,11 @@ fn spread(rows: &[Row]) -> BTreeMap<String, BTreeMap<String, f64>> {
 pub(crate) fn compare(session: &Session) -> anyhow::Result<()> {
     let path = path(session);
     let baseline = read(&path)?.with_context(|| {
-        format!("there is no baseline `{}`; run the pipeline and accept its numbers with `cargo xtask regress {} --update`", path.display(), session.plan.pipeline.document.file.display())
+        format!(
+            "there is no baseline `{}`; run the pipeline and accept its numbers with `cargo xtask regress {} --update`",
+            path.display(),
+            session.plan.pipeline.document.file.display()
+        )
     })?;
     let (rows, known) = metrics::rows(session)?;
     let verdict = judge(&baseline, &datasets(session, &known), &by_instance(&rows), &cpu_features())?;
@@ -181,7 +191,10 @@ fn judge(
     }
     let mut verdict = Verdict { exact: baseline.cpu == cpu, ..Verdict::default() };
     if !verdict.exact && baseline.tolerances.is_none() {
-        bail!("not comparable: the accepted numbers come from another CPU ({}; this is {cpu}), and the baseline states no tolerances", baseline.cpu);
+        bail!(
+            "not comparable: the accepted numbers come from another CPU ({}; this is {cpu}), and the baseline states no tolerances",
+            baseline.cpu
+        );
     }
     for (instance, metrics) in &baseline.metrics {
         for (name, accepted) in metrics {
@@ -195,7 +208,9 @@ fn judge(
                 (tolerances, false) => tolerances.as_ref().and_then(|all| all.metrics.get(without_seed(instance))?.get(name).copied()),
             };
             match tolerance {
-                None => verdict.failures.push(format!("{instance} {name}: {value} where {accepted} was accepted, and no tolerance is stated")),
+                None => {
+                    verdict.failures.push(format!("{instance} {name}: {value} where {accepted} was accepted, and no tolerance is stated"))
+                }
                 Some(tolerance) if (value - accepted).abs() > tolerance => {
                     verdict.failures.push(format!("{instance} {name}: {value} where {accepted} was accepted (allowed: ± {tolerance})"));
                 }
@@ -223,7 +238,10 @@ mod tests {
     }
 
     fn baseline() -> Baseline {
-        let tolerances = Tolerances { seeds: vec![1, 2, 3, 4, 5], metrics: BTreeMap::from([("evaluate".into(), BTreeMap::from([("test_accuracy".into(), 0.02)]))]) };
+        let tolerances = Tolerances {
+            seeds: vec![1, 2, 3, 4, 5],
+            metrics: BTreeMap::from([("evaluate".into(), BTreeMap::from([("test_accuracy".into(), 0.02)]))]),
+        };
         let data = BTreeMap::from([("data.train".to_owned(), "a".repeat(64))]);
         Baseline { version: 1, pipeline: "test".into(), cpu: "here".into(), data, metrics: numbers(0.9), tolerances: Some(tolerances) }
     }

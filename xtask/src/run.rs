@@ -72,7 +72,9 @@ pub(crate) fn run(session: &Session, request: &Request) -> anyhow::Result<()> {
 }
 
 fn selection(session: &Session, request: &Request) -> anyhow::Result<Vec<usize>> {
-    let select = |names: &[String]| names.iter().map(|name| session.plan.select(name)).collect::<anyhow::Result<Vec<_>>>().map(|found| found.concat());
+    let select = |names: &[String]| {
+        names.iter().map(|name| session.plan.select(name)).collect::<anyhow::Result<Vec<_>>>().map(|found| found.concat())
+    };
     Ok(match (request.only.as_slice(), request.from.as_slice()) {
         ([], []) => (0..session.plan.instances.len()).collect(),
         (only, []) => select(only)?,
@@ -89,7 +91,10 @@ fn dry_run(session: &Session, selected: &[usize], force: bool) -> anyhow::Result
         would_run += usize::from(forced || !matches!(states[index], State::Cached(_)));
         println!("  {}  {line}", session.plan.instances[index].name);
     }
-    println!("would run up to {would_run} of {} stages; what waits is cached after all if its inputs come out as before", session.plan.instances.len());
+    println!(
+        "would run up to {would_run} of {} stages; what waits is cached after all if its inputs come out as before",
+        session.plan.instances.len()
+    );
     Ok(())
 }
 
@@ -116,7 +121,13 @@ fn describe(session: &Session, state: &State) -> String {
 }
 
 /// The result of an instance, and the reasons if it had to run.
-fn bring_up_to_date(session: &Session, index: usize, known: &Known, state: State, request: &Request) -> anyhow::Result<(Stored, Option<Vec<Reason>>)> {
+fn bring_up_to_date(
+    session: &Session,
+    index: usize,
+    known: &Known,
+    state: State,
+    request: &Request,
+) -> anyhow::Result<(Stored, Option<Vec<Reason>>)> {
     let reasons = match state {
         State::Cached(stored) if !request.force => return Ok((*stored, None)),
         State::Cached(_) => vec![Reason::Forced],
@@ -134,11 +145,17 @@ fn bring_up_to_date(session: &Session, index: usize, known: &Known, state: State
     };
     let draft = session.store.draft(&key, &lock)?;
     let instance = &session.plan.instances[index];
-    let finished = process::run(session, index, known, &draft, &key, Options { threads: request.threads }).map_err(|error| explain(session, instance, error))?;
+    let finished = process::run(session, index, known, &draft, &key, Options { threads: request.threads })
+        .map_err(|error| explain(session, instance, error))?;
     if let Some(before) = before {
-        let differs = |name: &&String| before.outputs[*name].digest != finished.outputs[*name].digest && !before.outputs[*name].schema.starts_with("file/");
+        let differs = |name: &&String| {
+            before.outputs[*name].digest != finished.outputs[*name].digest && !before.outputs[*name].schema.starts_with("file/")
+        };
         if let Some(output) = finished.outputs.keys().find(differs) {
-            eprintln!("  note: {}: `{output}` came out different from last time, though nothing that should matter has changed", instance.name);
+            eprintln!(
+                "  note: {}: `{output}` came out different from last time, though nothing that should matter has changed",
+                instance.name
+            );
         }
     }
     let threads = request.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));

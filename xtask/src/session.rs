@@ -53,7 +53,8 @@ impl Session {
         let catalogue = Catalogue::load(workspace())?;
         let plan = Plan::new(pipeline, &catalogue)?;
         let mut fingerprints = Fingerprints::new(workspace())?;
-        let codes = plan.instances.iter().map(|instance| code(&plan, instance, &catalogue, &mut fingerprints)).collect::<anyhow::Result<_>>()?;
+        let codes =
+            plan.instances.iter().map(|instance| code(&plan, instance, &catalogue, &mut fingerprints)).collect::<anyhow::Result<_>>()?;
         Ok(Self { plan, store: Store::new(store.unwrap_or(&default_store())), catalogue, codes })
     }
 
@@ -68,7 +69,9 @@ impl Session {
         if !missing.is_empty() {
             return Err(missing);
         }
-        let digest = |source: &crate::plan::Source| known[source.instance].as_ref().map(|stored| stored.record.outputs[&source.output].digest.clone());
+        let digest = |source: &crate::plan::Source| {
+            known[source.instance].as_ref().map(|stored| stored.record.outputs[&source.output].digest.clone())
+        };
         let inputs = instance.inputs.iter().map(|(name, sources)| (name.clone(), sources.iter().filter_map(digest).collect()));
         let mut externals: BTreeMap<String, Digest> =
             instance.checked.externals.iter().map(|external| (external.name.clone(), external.digest.clone())).collect();
@@ -106,7 +109,7 @@ impl Session {
             Err(missing) => return State::Waits(missing),
         };
         match self.store.find(&self.task_folder(index), &parts.key()) {
-            Found::Result(stored) => State::Cached(Box::new(stored)),
+            Found::Result(stored) => State::Cached(stored),
             Found::Damaged(reason) => State::Stale(vec![Reason::Damaged(reason)]),
             Found::Nothing => {
                 let last = self.store.last(self.pipeline_name(), &self.plan.instances[index].name);

@@ -80,7 +80,10 @@ fn describe(name: &str, method: &Method) {
 
 /// The values of a parameter that has a fixed choice of them, with what each means.
 fn choices(whole: &Value, schema: &Value) -> Vec<String> {
-    let target = schema["$ref"].as_str().or_else(|| schema["anyOf"][0]["$ref"].as_str()).and_then(|path| whole.pointer(path.trim_start_matches('#')));
+    let target = schema["$ref"]
+        .as_str()
+        .or_else(|| schema["anyOf"][0]["$ref"].as_str())
+        .and_then(|path| whole.pointer(path.trim_start_matches('#')));
     let schema = target.unwrap_or(schema);
     let one = |choice: &Value| {
         let value = choice.get("const").and_then(Value::as_str)?;
@@ -116,8 +119,12 @@ pub(crate) fn graph(session: &Session, format: GraphFormat) {
     match format {
         GraphFormat::Text => {
             let heading = ["stage", "runs", "instances", "needs"].map(str::to_owned).to_vec();
-            let rows = stages.iter().map(|(name, uses, count, needs)| vec![(*name).to_owned(), uses.join(" "), count.to_string(), needs.join(" ")]);
-            table::aligned(&std::iter::once(heading).chain(rows).collect::<Vec<_>>(), "  ", "", "").iter().for_each(|line| println!("{line}"));
+            let rows = stages
+                .iter()
+                .map(|(name, uses, count, needs)| vec![(*name).to_owned(), uses.join(" "), count.to_string(), needs.join(" ")]);
+            table::aligned(&std::iter::once(heading).chain(rows).collect::<Vec<_>>(), "  ", "", "")
+                .iter()
+                .for_each(|line| println!("{line}"));
         }
         GraphFormat::Mermaid => {
             println!("graph TD");
@@ -157,7 +164,11 @@ pub(crate) fn artifact(path: &Path, as_json: bool) -> anyhow::Result<()> {
     }
     println!("facts     {:#}", header.facts);
     println!("tensors");
-    let rows: Vec<Vec<String>> = header.tensors.iter().map(|tensor| vec![format!("  {}", tensor.name), tensor.dtype.clone(), format!("{:?}", tensor.shape)]).collect();
+    let rows: Vec<Vec<String>> = header
+        .tensors
+        .iter()
+        .map(|tensor| vec![format!("  {}", tensor.name), tensor.dtype.clone(), format!("{:?}", tensor.shape)])
+        .collect();
     table::aligned(&rows, "  ", "", "").iter().for_each(|line| println!("{line}"));
     if header.schema == "request/1" {
         let (request, _) = dcu_artifact::read::<dcu_artifact::Request>(path)?;
@@ -175,7 +186,11 @@ pub(crate) fn results(session: &Session, name: &str, as_json: bool) -> anyhow::R
     for index in selected {
         let instance = &session.plan.instances[index];
         let stored = known[index].as_ref().with_context(|| {
-            format!("`{}` is not up to date\n  help: run `cargo xtask run {}` first", instance.name, session.plan.pipeline.document.file.display())
+            format!(
+                "`{}` is not up to date\n  help: run `cargo xtask run {}` first",
+                instance.name,
+                session.plan.pipeline.document.file.display()
+            )
         })?;
         for (output, made) in &stored.record.outputs {
             entries.push(json!({ "instance": instance.name, "output": output, "schema": made.schema, "digest": made.digest,
@@ -188,7 +203,15 @@ pub(crate) fn results(session: &Session, name: &str, as_json: bool) -> anyhow::R
     }
     for entry in &entries {
         let text = |key: &str| entry[key].as_str().unwrap_or_default().to_owned();
-        println!("{}  {} ({}, {:.12}, {:.1} s)\n  {}", text("instance"), text("output"), text("schema"), text("digest"), entry["seconds"]["total"].as_f64().unwrap_or_default(), text("path"));
+        println!(
+            "{}  {} ({}, {:.12}, {:.1} s)\n  {}",
+            text("instance"),
+            text("output"),
+            text("schema"),
+            text("digest"),
+            entry["seconds"]["total"].as_f64().unwrap_or_default(),
+            text("path")
+        );
     }
     Ok(())
 }

@@ -105,7 +105,7 @@ impl Stored {
 
 /// What the store has under a key.
 pub(crate) enum Found {
-    Result(Stored),
+    Result(Box<Stored>),
     /// There was a result, but it cannot be used: why.
     Damaged(String),
     Nothing,
@@ -190,7 +190,7 @@ impl Store {
                 return Found::Damaged(format!("its output `{name}` {reason}"));
             }
         }
-        Found::Result(Stored { record, folder })
+        Found::Result(Box::new(Stored { record, folder }))
     }
 
     /// Waits for the right to make the result of a key.
@@ -198,7 +198,12 @@ impl Store {
         let folder = self.layout().join("locks");
         create_folder(&folder)?;
         let path = folder.join(key.short());
-        let file = File::options().create(true).truncate(false).write(true).open(&path).with_context(|| format!("cannot open `{}`", path.display()))?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("cannot open `{}`", path.display()))?;
         file.lock().with_context(|| format!("cannot lock `{}`", path.display()))?;
         Ok(Lock { _file: file })
     }

@@ -34,7 +34,8 @@ mod tests {
 
     #[test]
     fn numbers_stand_right_and_words_left() {
-        let rows: Vec<Vec<String>> = [["name", "value", "of"], ["a", "1.5", "x"], ["longer", "", "yy"]].map(|row| row.map(str::to_owned).to_vec()).to_vec();
+        let rows: Vec<Vec<String>> =
+            [["name", "value", "of"], ["a", "1.5", "x"], ["longer", "", "yy"]].map(|row| row.map(str::to_owned).to_vec()).to_vec();
         assert_eq!(aligned(&rows, "  ", "", ""), ["name    value  of", "a         1.5  x", "longer         yy"]);
         assert_eq!(markdown(&rows)[1], "| --- | --: | --- |");
     }

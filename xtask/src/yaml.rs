@@ -40,7 +40,8 @@ impl Document {
             let message = message.split(" at line ").next().unwrap_or(&message);
             Diagnostic::new(document.place(line, column), format!("this is no YAML: {message}"))
         })?;
-        let mut events = Parser::new_from_str(text).filter_map(Result::ok).map(|(event, span)| (event, (span.start.line(), span.start.col() + 1)));
+        let mut events =
+            Parser::new_from_str(text).filter_map(Result::ok).map(|(event, span)| (event, (span.start.line(), span.start.col() + 1)));
         while let Some((event, mark)) = events.next() {
             if !matches!(event, Event::StreamStart | Event::DocumentStart(_)) {
                 document.visit(event, mark, &mut events, &mut Vec::new());
@@ -52,7 +53,13 @@ impl Document {
         Ok(document)
     }
 
-    fn visit<'a>(&mut self, event: Event<'a>, mark: (usize, usize), events: &mut impl Iterator<Item = (Event<'a>, (usize, usize))>, way: &mut Way) {
+    fn visit<'a>(
+        &mut self,
+        event: Event<'a>,
+        mark: (usize, usize),
+        events: &mut impl Iterator<Item = (Event<'a>, (usize, usize))>,
+        way: &mut Way,
+    ) {
         self.values.insert(way.clone(), mark);
         match event {
             Event::MappingStart(..) => {
@@ -212,7 +219,8 @@ mod tests {
 
     use super::*;
 
-    const TEXT: &str = "version: 1\nstages:\n  base: { uses: train/fit, with: { epochs: 3 } }\n  null: {}\n  list:\n    - a\n    - [b, c]\n";
+    const TEXT: &str =
+        "version: 1\nstages:\n  base: { uses: train/fit, with: { epochs: 3 } }\n  null: {}\n  list:\n    - a\n    - [b, c]\n";
 
     fn line_and_column(place: Place) -> (usize, usize) {
         match place {

@@ -34,7 +34,11 @@ impl Content {
     pub fn digest(&self) -> Digest {
         let encoded: BTreeMap<&str, (Dtype, &[usize], Vec<u8>)> =
             self.tensors.iter().map(|(name, tensor)| (name.as_str(), (tensor.dtype(), tensor.shape(), tensor.to_bytes()))).collect();
-        digest_parts(&self.schema, &self.facts, encoded.iter().map(|(name, (dtype, shape, bytes))| (*name, *dtype, *shape, bytes.as_slice())))
+        digest_parts(
+            &self.schema,
+            &self.facts,
+            encoded.iter().map(|(name, (dtype, shape, bytes))| (*name, *dtype, *shape, bytes.as_slice())),
+        )
     }
 }
 
@@ -153,8 +157,8 @@ impl Header {
 
     fn from_metadata(path: &Path, metadata: &Metadata) -> Result<Self> {
         let text = envelope_text(path, metadata)?;
-        let envelope: Envelope =
-            serde_json::from_str(text).map_err(|error| Error::NotAnArtifact { path: path.to_owned(), reason: format!("its metadata does not parse ({error})") })?;
+        let envelope: Envelope = serde_json::from_str(text)
+            .map_err(|error| Error::NotAnArtifact { path: path.to_owned(), reason: format!("its metadata does not parse ({error})") })?;
         if envelope.seal.as_ref() != Some(&envelope.seal()) {
             return Err(Error::damaged(path, "the metadata does not match its seal"));
         }
@@ -235,9 +239,13 @@ fn read_content(path: &Path) -> Result<(Header, Content)> {
     let file = SafeTensors::deserialize(&bytes).map_err(|error| describe(path, &error))?;
     let mut views: Vec<(&str, TensorView<'_>)> = file.iter().collect();
     views.sort_by_key(|(name, _)| *name);
-    let digest = digest_parts(&header.schema, &header.facts, views.iter().map(|(name, view)| (*name, view.dtype(), view.shape(), view.data())));
+    let digest =
+        digest_parts(&header.schema, &header.facts, views.iter().map(|(name, view)| (*name, view.dtype(), view.shape(), view.data())));
     if digest != header.digest {
-        return Err(Error::damaged(path, format!("its content has the digest {}, but its header says {}", digest.short(), header.digest.short())));
+        return Err(Error::damaged(
+            path,
+            format!("its content has the digest {}, but its header says {}", digest.short(), header.digest.short()),
+        ));
     }
     let tensors = decode(path, &header.schema, views.into_iter())?;
     let content = Content { schema: header.schema.clone(), facts: header.facts.clone(), tensors };
@@ -282,7 +290,8 @@ pub(crate) fn encode(content: &Content, provenance: &Provenance) -> std::result:
         .map(|(name, dtype, shape, bytes)| Ok((*name, TensorView::new(*dtype, shape.to_vec(), bytes)?)))
         .collect::<std::result::Result<_, SafeTensorError>>()
         .map_err(|error| error.to_string())?;
-    let bytes = safetensors::serialize(views, Some(HashMap::from([(METADATA_KEY.to_owned(), metadata)]))).map_err(|error| error.to_string())?;
+    let bytes =
+        safetensors::serialize(views, Some(HashMap::from([(METADATA_KEY.to_owned(), metadata)]))).map_err(|error| error.to_string())?;
     Ok((bytes, digest))
 }
 

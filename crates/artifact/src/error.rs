@@ -78,10 +78,14 @@ impl Error {
             Self::Io { action: "write", .. } => "check that the folder exists and can be written to".into(),
             Self::Io { .. } => "check the path".into(),
             Self::Damaged { .. } => "delete the file and run the pipeline again: the stage that makes it runs anew".into(),
-            Self::NotAnArtifact { .. } => "give a file that a stage of this project wrote; weights from PyTorch enter through `train/import`".into(),
+            Self::NotAnArtifact { .. } => {
+                "give a file that a stage of this project wrote; weights from PyTorch enter through `train/import`".into()
+            }
             Self::WrongSchema { .. } => "connect an output of the needed schema to this input".into(),
             Self::NewerVersion { .. } => "update this program, or run the stage that makes the file again with this release".into(),
-            Self::Invalid { .. } => "run the stage that makes it again; if an outside program wrote it, see the table of schemas in docs/artifacts.md".into(),
+            Self::Invalid { .. } => {
+                "run the stage that makes it again; if an outside program wrote it, see the table of schemas in docs/artifacts.md".into()
+            }
         }
     }
 

@@ -13,7 +13,8 @@ use crate::{Content, Digest, Error, Payload, Provenance, Result};
 pub fn write<P: Payload>(path: &Path, payload: &P, provenance: &Provenance) -> Result<Digest> {
     let content: Content = payload.to_content();
     P::from_content(content.clone()).map_err(|reason| Error::Invalid { path: path.to_owned(), schema: P::SCHEMA.into(), reason })?;
-    let (bytes, digest) = encode(&content, provenance).map_err(|reason| Error::Invalid { path: path.to_owned(), schema: P::SCHEMA.into(), reason })?;
+    let (bytes, digest) =
+        encode(&content, provenance).map_err(|reason| Error::Invalid { path: path.to_owned(), schema: P::SCHEMA.into(), reason })?;
     replace_file(path, &bytes)?;
     Ok(digest)
 }

@@ -4,14 +4,20 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use dcu_artifact::{
-    Array, Dataset, DatasetFacts, Digest, Error, Header, Holdout, Metrics, Model, ModelFacts, Normalisation, Payload, Producer, Provenance, Request,
-    RequestFacts, Tensor,
+    Array, Dataset, DatasetFacts, Digest, Error, Header, Holdout, Metrics, Model, ModelFacts, Normalisation, Payload, Producer, Provenance,
+    Request, RequestFacts, Tensor,
 };
 use serde_json::{Value, json};
 
 fn provenance() -> Provenance {
     let producer = Producer { crate_name: "dcu-test".into(), method: "test".into(), version: 1 };
-    Provenance { producer, parameters: json!({ "b": 0.1, "a": [1, "é"] }), seed: Some(7), inputs: BTreeMap::new(), externals: BTreeMap::new() }
+    Provenance {
+        producer,
+        parameters: json!({ "b": 0.1, "a": [1, "é"] }),
+        seed: Some(7),
+        inputs: BTreeMap::new(),
+        externals: BTreeMap::new(),
+    }
 }
 
 fn normalisation() -> Normalisation {
@@ -19,12 +25,24 @@ fn normalisation() -> Normalisation {
 }
 
 fn dataset() -> Dataset {
-    let facts = DatasetFacts { source: "test".into(), class_names: vec!["zero".into(), "one".into()], normalisation: normalisation(), names: None };
-    Dataset { images: Array::new(vec![3, 1, 2, 2], (0..12).collect()), labels: vec![0, 1, 1], original_labels: None, ids: vec![5, 3, 9], facts }
+    let facts =
+        DatasetFacts { source: "test".into(), class_names: vec!["zero".into(), "one".into()], normalisation: normalisation(), names: None };
+    Dataset {
+        images: Array::new(vec![3, 1, 2, 2], (0..12).collect()),
+        labels: vec![0, 1, 1],
+        original_labels: None,
+        ids: vec![5, 3, 9],
+        facts,
+    }
 }
 
 fn model(values: Vec<f32>) -> Model {
-    let facts = ModelFacts { architecture: json!({}), recipe: json!({}), class_names: vec!["a".into(), "b".into()], normalisation: normalisation() };
+    let facts = ModelFacts {
+        architecture: json!({}),
+        recipe: json!({}),
+        class_names: vec!["a".into(), "b".into()],
+        normalisation: normalisation(),
+    };
     Model { tensors: BTreeMap::from([("weight".to_owned(), Tensor::F32(Array::vector(values)))]), facts }
 }
 
@@ -37,7 +55,9 @@ fn written<P: Payload>(payload: &P) -> (tempfile::TempDir, PathBuf, Digest) {
 
 /// A safetensors file with any metadata and tensors.
 fn raw(path: &Path, metadata: Value, tensors: &[(&str, safetensors::Dtype, Vec<usize>, Vec<u8>)]) {
-    let views = tensors.iter().map(|(name, dtype, shape, bytes)| (*name, safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
+    let views = tensors
+        .iter()
+        .map(|(name, dtype, shape, bytes)| (*name, safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
     let metadata = HashMap::from([("artifact".to_owned(), metadata.to_string())]);
     std::fs::write(path, safetensors::serialize(views, Some(metadata)).unwrap()).unwrap();
 }
@@ -164,16 +184,23 @@ fn wrong_types_shapes_ranges_and_values_are_each_named() {
         ("needs 4 dimensions", vec![("images", U8, vec![2, 2], vec![1, 2, 3, 4]), right_labels.clone(), right_ids.clone()]),
         ("has the type F32, but needs U8", vec![("images", F32, vec![1, 1, 1, 1], vec![0; 4]), right_labels.clone(), right_ids.clone()]),
         ("tensor `labels` has 3 values, but needs 2", vec![images.clone(), ("labels", U32, vec![3], vec![0; 12]), right_ids.clone()]),
-        ("label 2 in row 1 is out of range: there are 2 classes", vec![images.clone(), ("labels", U32, vec![2], labels([0, 2])), right_ids.clone()]),
+        (
+            "label 2 in row 1 is out of range: there are 2 classes",
+            vec![images.clone(), ("labels", U32, vec![2], labels([0, 2])), right_ids.clone()],
+        ),
         ("sample train:1 appears twice", vec![images.clone(), right_labels.clone(), ("ids", U64, vec![2], ids([1, 1]))]),
         ("tensor `ids` is missing", vec![images.clone(), right_labels.clone()]),
-        ("tensor `more` does not belong here", vec![images.clone(), right_labels.clone(), right_ids.clone(), ("more", U8, vec![1], vec![1])]),
+        (
+            "tensor `more` does not belong here",
+            vec![images.clone(), right_labels.clone(), right_ids.clone(), ("more", U8, vec![1], vec![1])],
+        ),
     ];
     for (expected, tensors) in cases {
         let message = adopted("dataset/1", facts.clone(), &tensors).unwrap_err();
         assert!(message.contains(expected), "`{expected}` is not in: {message}");
     }
-    let message = adopted("model/1", facts_of(&model(vec![1.0])), &[("weight", F32, vec![1], f32::NAN.to_le_bytes().to_vec())]).unwrap_err();
+    let message =
+        adopted("model/1", facts_of(&model(vec![1.0])), &[("weight", F32, vec![1], f32::NAN.to_le_bytes().to_vec())]).unwrap_err();
     assert!(message.contains("tensor `weight` holds NaN at position 0"), "{message}");
     let mut metrics = Metrics::default();
     metrics.scalar("accuracy", 0.5, "fraction", "a share");
@@ -194,7 +221,8 @@ fn what_breaks_a_rule_is_not_written() {
     };
     refused(dcu_artifact::write(&path, &model(vec![f32::INFINITY]), &provenance()), "holds inf");
     let facts = RequestFacts { scenario: "ids".into(), classes: vec![], cumulative: false };
-    let request = |forget: &[u64], retain: &[u64]| Request { forget: forget.into(), retain: retain.into(), earlier: vec![], facts: facts.clone() };
+    let request =
+        |forget: &[u64], retain: &[u64]| Request { forget: forget.into(), retain: retain.into(), earlier: vec![], facts: facts.clone() };
     refused(dcu_artifact::write(&path, &request(&[], &[1]), &provenance()), "the forget set is empty");
     refused(dcu_artifact::write(&path, &request(&[1], &[]), &provenance()), "the forget set is everything");
     refused(dcu_artifact::write(&path, &request(&[1], &[1]), &provenance()), "in forget and in retain");

@@ -136,7 +136,8 @@ fn squared_norms(points: &Array<f32>) -> Vec<f32> {
 fn squared_distances(points: &Array<f32>, norms: &[f32], centroids: &Array<f32>) -> Vec<f32> {
     let (k, dimension) = (centroids.rows(), centroids.row_len());
     let centre_norms = squared_norms(centroids);
-    let mut distances = product(Matrix::new(&points.data, points.rows(), dimension), Matrix::new(&centroids.data, k, dimension).transposed());
+    let mut distances =
+        product(Matrix::new(&points.data, points.rows(), dimension), Matrix::new(&centroids.data, k, dimension).transposed());
     for (row, norm) in distances.chunks_exact_mut(k).zip(norms) {
         row.iter_mut().zip(&centre_norms).for_each(|(value, centre)| *value = (norm - 2.0 * *value + centre).max(0.0));
     }

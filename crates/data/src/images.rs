@@ -51,7 +51,9 @@ pub(crate) fn decode(cells: &[Cell], shape: Shape, place: impl Fn(usize) -> Stri
 
 fn decode_one(cell: &Cell, shape: Shape) -> anyhow::Result<(Vec<u8>, [usize; 3])> {
     let (planes, size) = match cell {
-        Cell::Planes(planes, size) if shape.resize.is_none() && shape.channels.is_none_or(|channels| channels == size[0]) => (planes.clone(), *size),
+        Cell::Planes(planes, size) if shape.resize.is_none() && shape.channels.is_none_or(|channels| channels == size[0]) => {
+            (planes.clone(), *size)
+        }
         Cell::Planes(planes, size) => to_planes(&reshape(from_planes(planes, *size)?, shape)),
         Cell::Encoded(bytes) => to_planes(&reshape(image::load_from_memory(bytes).context("it cannot be decoded")?, shape)),
         Cell::File(path) => {

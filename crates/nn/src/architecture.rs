@@ -102,7 +102,10 @@ impl Architecture {
     /// Names the size that does not work.
     pub fn layers(&self) -> Result<[Vec<Layer>; 3], String> {
         if self.input.contains(&0) || self.classes < 2 || self.widths.contains(&0) {
-            return Err(format!("a network needs pixels, two classes and no empty layer, not {:?}, {} and {:?}", self.input, self.classes, self.widths));
+            return Err(format!(
+                "a network needs pixels, two classes and no empty layer, not {:?}, {} and {:?}",
+                self.input, self.classes, self.widths
+            ));
         }
         if self.widths.len() < 2 {
             return Err(format!("{} layer widths are too few to cut the network in three; give two at least", self.widths.len()));

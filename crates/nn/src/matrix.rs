@@ -8,7 +8,9 @@ use rayon::prelude::*;
 const COLUMNS_PER_TASK: usize = 64;
 
 /// A number that matrix products and operations are written for: `f32`, and `f64` where a reference needs it.
-pub trait Real: WithDType + Default + std::iter::Sum + std::ops::AddAssign + std::ops::SubAssign + std::ops::MulAssign + std::ops::Neg<Output = Self> {
+pub trait Real:
+    WithDType + Default + std::iter::Sum + std::ops::AddAssign + std::ops::SubAssign + std::ops::MulAssign + std::ops::Neg<Output = Self>
+{
     /// One.
     const ONE: Self;
     /// The square root.
@@ -141,7 +143,8 @@ mod tests {
     use super::*;
 
     fn naive(left: Matrix<'_, f64>, right: Matrix<'_, f64>) -> Vec<f64> {
-        let at = |matrix: Matrix<'_, f64>, row: usize, column: usize| matrix.values[row * matrix.row_stride + column * matrix.column_stride];
+        let at =
+            |matrix: Matrix<'_, f64>, row: usize, column: usize| matrix.values[row * matrix.row_stride + column * matrix.column_stride];
         let mut result = Vec::new();
         for row in 0..left.rows {
             for column in 0..right.columns {

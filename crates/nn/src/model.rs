@@ -42,7 +42,8 @@ pub fn to_network(model: &Model) -> Result<Network> {
 /// # Errors
 /// When it is none that this release knows.
 pub fn architecture(model: &Model) -> Result<Architecture> {
-    serde_json::from_value(model.facts.architecture.clone()).map_err(|error| Error::Msg(format!("the model's architecture does not parse: {error}")))
+    serde_json::from_value(model.facts.architecture.clone())
+        .map_err(|error| Error::Msg(format!("the model's architecture does not parse: {error}")))
 }
 
 /// The recipe of an artifact.
@@ -50,7 +51,8 @@ pub fn architecture(model: &Model) -> Result<Architecture> {
 /// # Errors
 /// When it is none that this release knows.
 pub fn recipe(model: &Model) -> Result<Recipe> {
-    serde_json::from_value(model.facts.recipe.clone()).map_err(|error| Error::Msg(format!("the model's training recipe does not parse: {error}")))
+    serde_json::from_value(model.facts.recipe.clone())
+        .map_err(|error| Error::Msg(format!("the model's training recipe does not parse: {error}")))
 }
 
 /// Checks that a model takes the images of a dataset and knows its classes.

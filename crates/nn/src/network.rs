@@ -243,7 +243,9 @@ impl Network {
                     if trainable.contains(&part) { parameter.as_tensor().clone() } else { parameter.as_detached_tensor() }
                 };
                 value = match layer {
-                    Layer::Convolution { name, .. } => ops::conv2d(&value, &parameter(name, "weight"), &parameter(name, "bias"), CONVOLUTION)?,
+                    Layer::Convolution { name, .. } => {
+                        ops::conv2d(&value, &parameter(name, "weight"), &parameter(name, "bias"), CONVOLUTION)?
+                    }
                     Layer::BatchNormRelu { name, .. } => {
                         let (scale, shift) = (parameter(name, "weight"), parameter(name, "bias"));
                         let averages = self.averages.get_mut(name).expect("built with every layer");

@@ -89,7 +89,9 @@ impl Optimiser {
         for (name, tensor) in tensors {
             match (name.rsplit_once('@'), tensor) {
                 (Some((name, "first")), Stored::F32(array)) => optimiser.states.entry(name.into()).or_default().first = array.data.clone(),
-                (Some((name, "second")), Stored::F32(array)) => optimiser.states.entry(name.into()).or_default().second = array.data.clone(),
+                (Some((name, "second")), Stored::F32(array)) => {
+                    optimiser.states.entry(name.into()).or_default().second = array.data.clone()
+                }
                 (Some((name, "steps")), Stored::U64(array)) => optimiser.states.entry(name.into()).or_default().steps = array.data[0],
                 _ => {}
             }
@@ -111,14 +113,17 @@ impl InplaceOp2 for Update<'_> {
 
     fn cpu_fwd(&self, parameter: &mut CpuStorage, layout: &Layout, gradient: &CpuStorage, gradient_layout: &Layout) -> Result<()> {
         let (CpuStorage::F32(parameter), CpuStorage::F32(gradient)) = (parameter, gradient) else { bail!("the optimiser needs f32") };
-        let (Some((from, to)), Some((gradient_from, gradient_to))) = (layout.contiguous_offsets(), gradient_layout.contiguous_offsets()) else {
+        let (Some((from, to)), Some((gradient_from, gradient_to))) = (layout.contiguous_offsets(), gradient_layout.contiguous_offsets())
+        else {
             bail!("the optimiser needs contiguous tensors")
         };
         let mut state = self.state.lock().expect("used by one thread");
         let (parameter, gradient) = (&mut parameter[from..to], &gradient[gradient_from..gradient_to]);
         match self.rule {
             Rule::Adam { weight_decay } => adam(parameter, gradient, &mut state, self.rate, weight_decay as f32),
-            Rule::Sgd { momentum, weight_decay } => sgd(parameter, gradient, &mut state, self.rate as f32, momentum as f32, weight_decay as f32),
+            Rule::Sgd { momentum, weight_decay } => {
+                sgd(parameter, gradient, &mut state, self.rate as f32, momentum as f32, weight_decay as f32)
+            }
         }
         Ok(())
     }

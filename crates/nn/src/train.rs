@@ -153,7 +153,14 @@ fn output_size(network: &Network, samples: &Samples, parts: &[Part]) -> Result<u
 ///
 /// # Errors
 /// When the samples do not fit the network, or the loss is no longer finite.
-pub fn epoch(network: &mut Network, prepared: &Prepared<'_>, phase: Phase<'_>, epoch: u64, optimiser: &mut Optimiser, rate: f64) -> Result<f64> {
+pub fn epoch(
+    network: &mut Network,
+    prepared: &Prepared<'_>,
+    phase: Phase<'_>,
+    epoch: u64,
+    optimiser: &mut Optimiser,
+    rate: f64,
+) -> Result<f64> {
     let order = prepared.shuffled(phase, epoch);
     let steps = order.len().div_ceil(phase.batch) as u64;
     let mut total = 0.0;
@@ -170,7 +177,14 @@ pub fn epoch(network: &mut Network, prepared: &Prepared<'_>, phase: Phase<'_>, e
 ///
 /// # Errors
 /// As [`epoch`].
-pub fn accumulated_step(network: &mut Network, prepared: &Prepared<'_>, phase: Phase<'_>, pass: u64, optimiser: &mut Optimiser, rate: f64) -> Result<f64> {
+pub fn accumulated_step(
+    network: &mut Network,
+    prepared: &Prepared<'_>,
+    phase: Phase<'_>,
+    pass: u64,
+    optimiser: &mut Optimiser,
+    rate: f64,
+) -> Result<f64> {
     let order = prepared.shuffled(phase, pass);
     let batches = order.len().div_ceil(phase.batch);
     let losses: Vec<Tensor> = order

@@ -37,7 +37,11 @@ fn check(name: &str, arguments: &[Tensor], run: impl Fn(&[Tensor]) -> Result<Ten
             };
             let expected = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
             let difference = (found[element] - expected).abs();
-            assert!(difference <= 1e-6 * (1.0 + expected.abs()), "{name}, argument {position}, element {element}: {} where {expected} is right", found[element]);
+            assert!(
+                difference <= 1e-6 * (1.0 + expected.abs()),
+                "{name}, argument {position}, element {element}: {} where {expected} is right",
+                found[element]
+            );
         }
     }
 }
@@ -49,7 +53,16 @@ fn convolution_shapes() -> Vec<[usize; 8]> {
         .map(|_| {
             let kernel = [1, 3, 4, 5][stream.below(4)];
             let (height, width) = (kernel + stream.below(4), kernel + stream.below(4));
-            [1 + stream.below(3), 1 + stream.below(3), 1 + stream.below(3), height, width, kernel, 1 + stream.below(2), stream.below(kernel.div_ceil(2) + 1)]
+            [
+                1 + stream.below(3),
+                1 + stream.below(3),
+                1 + stream.below(3),
+                height,
+                width,
+                kernel,
+                1 + stream.below(2),
+                stream.below(kernel.div_ceil(2) + 1),
+            ]
         })
         .collect()
 }
@@ -61,7 +74,9 @@ fn gradients_are_the_limits_of_differences() {
         let arguments = [random("input", &[n, c, h, w]), random("weight", &[o, c, kernel, kernel]), random("bias", &[o])];
         check(&name, &arguments, |values| ops::conv2d(&values[0], &values[1], &values[2], Convolution { stride, padding }));
     }
-    check("linear", &[random("input", &[3, 4]), random("weight", &[2, 4]), random("bias", &[2])], |values| ops::linear(&values[0], &values[1], &values[2]));
+    check("linear", &[random("input", &[3, 4]), random("weight", &[2, 4]), random("bias", &[2])], |values| {
+        ops::linear(&values[0], &values[1], &values[2])
+    });
     check("max_pool2d", &[random("input", &[2, 2, 5, 4])], |values| ops::max_pool2d(&values[0], 2));
     check("relu", &[random("input", &[4, 5])], |values| ops::relu(&values[0]));
     check("cross_entropy", &[random("logits", &[4, 3])], |values| ops::cross_entropy(&values[0], &[0, 2, 1, 1]));
@@ -71,7 +86,9 @@ fn gradients_are_the_limits_of_differences() {
             let statistics = ops::batch_statistics(&values[0])?;
             ops::batch_norm_train(&values[0], &values[1], &values[2], &statistics, rectify)
         });
-        check("batch_norm_eval", &arguments, |values| ops::batch_norm_eval(&values[0], &values[1], &values[2], &[0.1, -0.2], &[1.5, 0.7], rectify));
+        check("batch_norm_eval", &arguments, |values| {
+            ops::batch_norm_eval(&values[0], &values[1], &values[2], &[0.1, -0.2], &[1.5, 0.7], rectify)
+        });
     }
     check("dropout", &[random("input", &[5, 6])], |values| ops::dropout(&values[0], 0.4, &mut Streams::new(3, "test").stream("dropout")));
 }
@@ -108,7 +125,9 @@ fn forward_passes_agree_with_candle_nn() {
     assert_same("cross_entropy", &ops::cross_entropy(&input, &labels).unwrap(), &theirs);
     let (images, scale, shift) = (random("images", &[4, 3, 5, 5]), random("scale", &[3]), random("shift", &[3]));
     let zeros = Tensor::zeros(&[3], DType::F64, &Device::Cpu).unwrap();
-    let normalisation = candle_nn::BatchNorm::new(3, zeros.clone(), zeros.ones_like().unwrap(), scale.clone(), shift.clone(), ops::BATCH_NORM_EPSILON).unwrap();
+    let normalisation =
+        candle_nn::BatchNorm::new(3, zeros.clone(), zeros.ones_like().unwrap(), scale.clone(), shift.clone(), ops::BATCH_NORM_EPSILON)
+            .unwrap();
     let statistics = ops::batch_statistics(&images).unwrap();
     let ours = ops::batch_norm_train(&images, &scale, &shift, &statistics, false).unwrap();
     assert_same("batch_norm_train", &ours, &normalisation.forward_t(&images, true).unwrap());

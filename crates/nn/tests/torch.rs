@@ -45,7 +45,12 @@ fn check(golden: &Golden, name: &str, arguments: &[&str], run: impl Fn(&[&Tensor
         let gradients = output.mul(&direction).and_then(|product| product.sum_all()?.backward()).unwrap();
         for (key, variable) in arguments.iter().zip(&variables) {
             let found = gradients.get(variable.as_tensor()).unwrap_or_else(|| panic!("{name}: no gradient for {key}"));
-            assert_close(&format!("{name} {dtype:?} gradient of {key}"), &flat(found), &flat(&golden[&format!("{name}.{key}.gradient")]), tolerance);
+            assert_close(
+                &format!("{name} {dtype:?} gradient of {key}"),
+                &flat(found),
+                &flat(&golden[&format!("{name}.{key}.gradient")]),
+                tolerance,
+            );
         }
     }
 }
@@ -60,7 +65,8 @@ fn cases<'a>(golden: &'a Golden, operation: &'a str) -> impl Iterator<Item = Str
 fn convolution() {
     let golden = golden("ops.safetensors");
     for name in cases(&golden, "conv2d") {
-        let convolution = Convolution { stride: integer(&golden, &format!("{name}.stride")), padding: integer(&golden, &format!("{name}.padding")) };
+        let convolution =
+            Convolution { stride: integer(&golden, &format!("{name}.stride")), padding: integer(&golden, &format!("{name}.padding")) };
         check(&golden, &name, &["input", "weight", "bias"], |values| ops::conv2d(values[0], values[1], values[2], convolution));
     }
 }
@@ -93,14 +99,18 @@ fn batch_normalisation() {
         });
         // The running averages after one step with the momentum of PyTorch.
         let statistics = ops::batch_statistics(&golden[&format!("{name}.input")]).unwrap();
-        let moved = |old: &str, new: &[f64]| flat(&golden[&format!("{name}.{old}")]).iter().zip(new).map(|(old, new)| 0.9 * old + 0.1 * new).collect::<Vec<_>>();
+        let moved = |old: &str, new: &[f64]| {
+            flat(&golden[&format!("{name}.{old}")]).iter().zip(new).map(|(old, new)| 0.9 * old + 0.1 * new).collect::<Vec<_>>()
+        };
         assert_close(&name, &moved("mean", &statistics.mean), &flat(&golden[&format!("{name}.new_mean")]), 1e-12);
         assert_close(&name, &moved("variance", &statistics.unbiased_variance()), &flat(&golden[&format!("{name}.new_variance")]), 1e-12);
     }
     for name in cases(&golden, "batch_norm_eval") {
         let rectify = integer(&golden, &format!("{name}.rectify")) == 1;
         let (mean, variance) = (flat(&golden[&format!("{name}.mean")]), flat(&golden[&format!("{name}.variance")]));
-        check(&golden, &name, &["input", "scale", "shift"], |values| ops::batch_norm_eval(values[0], values[1], values[2], &mean, &variance, rectify));
+        check(&golden, &name, &["input", "scale", "shift"], |values| {
+            ops::batch_norm_eval(values[0], values[1], values[2], &mean, &variance, rectify)
+        });
     }
 }
 
@@ -185,7 +195,9 @@ fn training_goes_as_in_pytorch() {
         assert!(largest <= 1e-4, "{name}: a loss is {largest} away from PyTorch's\n{losses:?}\n{expected:?}");
         let found = network.to_tensors().unwrap();
         // Batch normalisation takes a convolution's bias out again: its gradient is nothing but rounding, which Adam blows up to full steps.
-        let is_arbitrary = |key: &str| name == "cnn" && ["features.0.", "features.4.", "features.8.", "features.12."].iter().any(|layer| key == format!("{layer}bias"));
+        let is_arbitrary = |key: &str| {
+            name == "cnn" && ["features.0.", "features.4.", "features.8.", "features.12."].iter().any(|layer| key == format!("{layer}bias"))
+        };
         let ends = weights(&golden, &format!("{name}.end."));
         for (key, expected) in ends.into_iter().filter(|(key, _)| !is_arbitrary(key) && !key.ends_with(".running_mean")) {
             let values = |tensor: &Stored| match tensor {

@@ -150,7 +150,8 @@ impl Lineage {
 impl Instance {
     /// Whether this stage took a forget set out of a model.
     pub(crate) fn forgets(&self) -> bool {
-        self.uses.starts_with("unlearn/") || (self.inputs.contains_key("request") || self.inputs.contains_key("reduced")) && !self.outputs.is_empty()
+        self.uses.starts_with("unlearn/")
+            || (self.inputs.contains_key("request") || self.inputs.contains_key("reduced")) && !self.outputs.is_empty()
     }
 }
 

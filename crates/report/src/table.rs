@@ -39,9 +39,36 @@ impl TextTable {
     }
 }
 
+/// Characters in a line of running text on a terminal.
+const LINE: usize = 100;
+
+/// A text broken into lines at spaces, all but the first indented.
+pub(crate) fn wrapped(text: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= LINE => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            Some(_) => lines.push(format!("  {word}")),
+            None => lines.push(word.to_owned()),
+        }
+    }
+    lines.join("\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_notes_are_broken_at_spaces() {
+        let text = wrapped(&["word"; 50].join(" "));
+        assert!(text.lines().all(|line| line.chars().count() <= LINE) && text.lines().count() == 3, "{text}");
+        assert_eq!(text.split_whitespace().count(), 50);
+        assert_eq!(wrapped("short"), "short");
+    }
 
     #[test]
     fn columns_are_aligned() {

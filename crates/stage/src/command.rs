@@ -48,7 +48,11 @@ fn command_line(crate_name: &'static str, methods: &[Entry]) -> Command {
 }
 
 fn method_command(entry: &Entry) -> Command {
-    let inputs: Vec<String> = entry.inputs.iter().map(|input| format!("  {} ({}{})", input.name, input.schema, if input.optional { ", optional" } else { "" })).collect();
+    let inputs: Vec<String> = entry
+        .inputs
+        .iter()
+        .map(|input| format!("  {} ({}{})", input.name, input.schema, if input.optional { ", optional" } else { "" }))
+        .collect();
     let outputs: Vec<String> = entry.outputs.iter().map(|output| format!("  {} ({})", output.name, output.schema)).collect();
     Command::new(entry.name)
         .about(entry.summary)
@@ -58,9 +62,28 @@ fn method_command(entry: &Entry) -> Command {
         .arg(named("in", "An input; repeat it for an input of many values"))
         .arg(named("out", "Where an output goes"))
         .arg(path("checkpoint", "DIR", "Where to keep the state of a long run, so that a killed one goes on there"))
-        .arg(Arg::new("checkpoint-seconds").long("checkpoint-seconds").value_name("S").default_value("30").value_parser(value_parser!(u64)).hide(true))
-        .arg(Arg::new("threads").long("threads").value_name("N").value_parser(value_parser!(u16).range(1..)).help("Threads; the result does not depend on it"))
-        .arg(Arg::new("progress").long("progress").default_value("text").value_parser(value_parser!(Style)).help("How to show progress on stderr"))
+        .arg(
+            Arg::new("checkpoint-seconds")
+                .long("checkpoint-seconds")
+                .value_name("S")
+                .default_value("30")
+                .value_parser(value_parser!(u64))
+                .hide(true),
+        )
+        .arg(
+            Arg::new("threads")
+                .long("threads")
+                .value_name("N")
+                .value_parser(value_parser!(u16).range(1..))
+                .help("Threads; the result does not depend on it"),
+        )
+        .arg(
+            Arg::new("progress")
+                .long("progress")
+                .default_value("text")
+                .value_parser(value_parser!(Style))
+                .help("How to show progress on stderr"),
+        )
         .arg(path("timings", "FILE", "The runner's timings, for reports"))
 }
 

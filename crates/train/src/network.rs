@@ -52,10 +52,18 @@ pub(crate) fn architecture(name: Name, sizes: Sizes<'_>, dataset: &Dataset) -> a
 /// Names the parameter.
 pub(crate) fn check_sizes(sizes: Sizes<'_>) -> Result<(), Rejected> {
     if let Some(widths) = sizes.widths {
-        Rejected::unless(widths.len() >= 2 && !widths.contains(&0), "widths", "`widths` needs two positive numbers at least, to cut the network in three")?;
+        Rejected::unless(
+            widths.len() >= 2 && !widths.contains(&0),
+            "widths",
+            "`widths` needs two positive numbers at least, to cut the network in three",
+        )?;
     }
     Rejected::unless(sizes.hidden != Some(0), "hidden", "`hidden` must be at least 1")?;
-    Rejected::unless(sizes.dropout.is_none_or(|dropout| (0.0..1.0).contains(&dropout)), "dropout", "`dropout` must be at least 0 and below 1")
+    Rejected::unless(
+        sizes.dropout.is_none_or(|dropout| (0.0..1.0).contains(&dropout)),
+        "dropout",
+        "`dropout` must be at least 0 and below 1",
+    )
 }
 
 /// Refuses a recipe that cannot work.

@@ -64,7 +64,9 @@ impl Payload for Buckets {
         }
         let mut occupied = vec![false; class.len()];
         for (row, &bucket) in bucket.iter().enumerate() {
-            *occupied.get_mut(bucket as usize).ok_or_else(|| format!("bucket {bucket} in row {row} is out of range: there are {}", class.len()))? = true;
+            *occupied
+                .get_mut(bucket as usize)
+                .ok_or_else(|| format!("bucket {bucket} in row {row} is out of range: there are {}", class.len()))? = true;
         }
         if let Some(empty) = occupied.iter().position(|occupied| !occupied) {
             return Err(format!("bucket {empty} has no member"));

@@ -48,7 +48,11 @@ impl Normalisation {
     /// When the lengths differ from the channels or a deviation is not positive.
     pub fn check(&self, channels: usize) -> Result<(), String> {
         if self.mean.len() != channels || self.std.len() != channels {
-            return Err(format!("the normalisation has {} means and {} deviations for {channels} channels", self.mean.len(), self.std.len()));
+            return Err(format!(
+                "the normalisation has {} means and {} deviations for {channels} channels",
+                self.mean.len(),
+                self.std.len()
+            ));
         }
         if self.mean.iter().any(|value| !value.is_finite()) || self.std.iter().any(|value| !value.is_finite() || *value <= 0.0) {
             return Err("the normalisation needs finite means and positive deviations".into());

@@ -41,16 +41,8 @@ pub trait Payload: Sized {
     fn from_content(content: Content) -> Result<Self, String>;
 }
 
-const NEWEST: [(&str, u32); 8] = [
-    ("buckets", 1),
-    ("condensed", 1),
-    ("dataset", 1),
-    ("holdout", 1),
-    ("metrics", 1),
-    ("model", 1),
-    ("reduced", 1),
-    ("request", 1),
-];
+const NEWEST: [(&str, u32); 8] =
+    [("buckets", 1), ("condensed", 1), ("dataset", 1), ("holdout", 1), ("metrics", 1), ("model", 1), ("reduced", 1), ("request", 1)];
 
 /// Whether this release reads the schema, given as `name/version`.
 #[must_use]
@@ -176,7 +168,9 @@ impl Fields {
     fn vector<T: Element>(&mut self, name: &str, length: Option<usize>) -> Result<Vec<T>, String> {
         let array = self.take::<T>(name, 1)?;
         match length {
-            Some(length) if length != array.data.len() => Err(format!("tensor `{name}` has {} values, but needs {length}", array.data.len())),
+            Some(length) if length != array.data.len() => {
+                Err(format!("tensor `{name}` has {} values, but needs {length}", array.data.len()))
+            }
             _ => Ok(array.data),
         }
     }

@@ -33,7 +33,11 @@ impl Payload for Request {
     const SCHEMA: &'static str = "request/1";
 
     fn to_content(&self) -> Content {
-        close(Self::SCHEMA, &self.facts, [("forget", vector(&self.forget)), ("retain", vector(&self.retain)), ("earlier", vector(&self.earlier))])
+        close(
+            Self::SCHEMA,
+            &self.facts,
+            [("forget", vector(&self.forget)), ("retain", vector(&self.retain)), ("earlier", vector(&self.earlier))],
+        )
     }
 
     fn from_content(content: Content) -> Result<Self, String> {

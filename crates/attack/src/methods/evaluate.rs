@@ -76,7 +76,10 @@ impl Roles {
         }
         let rows = |what: &str, set: &Dataset, ids: &[u64]| {
             set.rows_of(ids).map_err(|id| {
-                Failure::new(format!("{what} sample {id} is not in the dataset"), "evaluate with the data that holdout and request were made from")
+                Failure::new(
+                    format!("{what} sample {id} is not in the dataset"),
+                    "evaluate with the data that holdout and request were made from",
+                )
             })
         };
         Ok(Self {
@@ -101,9 +104,12 @@ impl Evaluation<'_> {
         let mut metrics = Metrics::default();
         metrics.facts.insert("class_names".into(), json!(self.dataset.facts.class_names));
         metrics.facts.insert("forgotten_classes".into(), json!(self.request.facts.classes));
-        metrics.facts.insert("counts".into(), json!({
-            "retain": self.roles.retain.len(), "forget": self.roles.forget.len(), "test": self.remaining_test().len(),
-        }));
+        metrics.facts.insert(
+            "counts".into(),
+            json!({
+                "retain": self.roles.retain.len(), "forget": self.roles.forget.len(), "test": self.remaining_test().len(),
+            }),
+        );
         self.accuracies(&mut metrics);
         self.per_class(&mut metrics);
         self.losses(&mut metrics);
@@ -133,15 +139,30 @@ impl Evaluation<'_> {
         let forget = seen.accuracy(&dataset.labels, roles.forget.iter().copied());
         add("forget_accuracy", forget, "share of the forget set that is classified by its (poisoned) label", "the forget set is empty");
         let remaining = unseen.accuracy(&test.labels, self.remaining_test());
-        add("test_accuracy", remaining, "share of the test samples of classes that are not forgotten whole that is classified rightly", "no class remains");
+        add(
+            "test_accuracy",
+            remaining,
+            "share of the test samples of classes that are not forgotten whole that is classified rightly",
+            "no class remains",
+        );
         if !self.request.facts.classes.is_empty() {
             let forgotten = roles.test.iter().copied().filter(|&row| self.is_forgotten(test.labels[row]));
             let accuracy = unseen.accuracy(&test.labels, forgotten);
-            add("test_forgotten_accuracy", accuracy, "share of the test samples of forgotten classes that is classified rightly", "there is no such sample");
+            add(
+                "test_forgotten_accuracy",
+                accuracy,
+                "share of the test samples of forgotten classes that is classified rightly",
+                "there is no such sample",
+            );
         }
         if let Some(original) = &dataset.original_labels {
             let restored = seen.accuracy(original, roles.forget.iter().copied());
-            add("forget_original_accuracy", restored, "share of the forget set that is classified by its label before poisoning", "the forget set is empty");
+            add(
+                "forget_original_accuracy",
+                restored,
+                "share of the forget set that is classified by its label before poisoning",
+                "the forget set is empty",
+            );
         }
     }
 
@@ -154,20 +175,35 @@ impl Evaluation<'_> {
         ];
         for (name, rows, labels, judgement) in sets {
             let of_class = |class: u32| rows.iter().copied().filter(move |&row| labels[row] == class);
-            let accuracies: Vec<Option<f64>> = (0..dataset.classes() as u32).map(|class| judgement.accuracy(labels, of_class(class))).collect();
+            let accuracies: Vec<Option<f64>> =
+                (0..dataset.classes() as u32).map(|class| judgement.accuracy(labels, of_class(class))).collect();
             let present = accuracies.iter().enumerate().filter_map(|(class, accuracy)| accuracy.map(|accuracy| [class as f64, accuracy]));
             let values: Vec<f64> = present.flatten().collect();
             let definition = format!("class and accuracy of each class with samples in the {name} set, [classes, 2]");
-            metrics.array(&format!("{name}_accuracy_per_class"), Array::new(vec![values.len() / 2, 2], values), "class, fraction", &definition);
+            metrics.array(
+                &format!("{name}_accuracy_per_class"),
+                Array::new(vec![values.len() / 2, 2], values),
+                "class, fraction",
+                &definition,
+            );
         }
     }
 
     fn losses(&self, metrics: &mut Metrics) {
         let Self { dataset, test, roles, seen, unseen, .. } = self;
-        let sets = [("retain", &roles.retain, &dataset.ids, seen), ("forget", &roles.forget, &dataset.ids, seen), ("test", &roles.test, &test.ids, unseen)];
+        let sets = [
+            ("retain", &roles.retain, &dataset.ids, seen),
+            ("forget", &roles.forget, &dataset.ids, seen),
+            ("test", &roles.test, &test.ids, unseen),
+        ];
         for (name, rows, ids, judgement) in sets {
             let losses = rows.iter().map(|&row| judgement.losses[row]).collect();
-            metrics.array(&format!("{name}_losses"), Array::vector(losses), "nat", &format!("cross-entropy of each {name} sample; ids in `{name}_ids`"));
+            metrics.array(
+                &format!("{name}_losses"),
+                Array::vector(losses),
+                "nat",
+                &format!("cross-entropy of each {name} sample; ids in `{name}_ids`"),
+            );
             metrics.ids.insert(format!("{name}_ids"), rows.iter().map(|&row| ids[row]).collect());
         }
     }
@@ -187,8 +223,18 @@ impl Evaluation<'_> {
         let share = |count: usize| count as f64 / rows.len().max(1) as f64;
         let wrong = rows.iter().filter(|&&row| prediction(row) != self.test.labels[row]).count();
         let exchanged = rows.iter().filter(|&&row| prediction(row) != self.test.labels[row] && swapped.contains(&prediction(row))).count();
-        metrics.scalar("interclass_error", share(wrong), "fraction", "share of the test samples of the two swapped classes that is classified wrongly");
-        metrics.scalar("interclass_confusion", share(exchanged), "fraction", "share of the test samples of the two swapped classes that is taken for the other");
+        metrics.scalar(
+            "interclass_error",
+            share(wrong),
+            "fraction",
+            "share of the test samples of the two swapped classes that is classified wrongly",
+        );
+        metrics.scalar(
+            "interclass_confusion",
+            share(exchanged),
+            "fraction",
+            "share of the test samples of the two swapped classes that is taken for the other",
+        );
     }
 
     fn membership_attack(&self, metrics: &mut Metrics) -> anyhow::Result<()> {
@@ -197,13 +243,17 @@ impl Evaluation<'_> {
         let classes = self.dataset.classes();
         let logits = self.unseen.logits.select(&comparison.others);
         let logits = dcu_nn::Tensor::from_vec(logits.data, (comparison.others.len(), classes), &dcu_nn::Device::Cpu)?;
-        let others = if comparison.others.is_empty() { Vec::new() } else { ops::cross_entropy_per_sample(&logits, &comparison.other_labels)? };
+        let others =
+            if comparison.others.is_empty() { Vec::new() } else { ops::cross_entropy_per_sample(&logits, &comparison.other_labels)? };
         let members: Vec<f64> = comparison.members.iter().map(|&row| self.seen.losses[row]).collect();
         metrics.facts["counts"]["attack_pairs"] = json!(members.len());
         metrics.ids.insert("member_ids".into(), comparison.members.iter().map(|&row| self.dataset.ids[row]).collect());
         metrics.ids.insert("nonmember_ids".into(), comparison.others.iter().map(|&row| self.test.ids[row]).collect());
         if members.len() < FEWEST_PAIRS {
-            let reason = format!("{} pairs of a forget sample and an unseen sample of its class are too few; {FEWEST_PAIRS} are needed", members.len());
+            let reason = format!(
+                "{} pairs of a forget sample and an unseen sample of its class are too few; {FEWEST_PAIRS} are needed",
+                members.len()
+            );
             metrics.absent.insert("mia_accuracy".into(), reason);
         } else {
             let definition = "mean accuracy over ten stratified splits of a logistic regression on the loss that tells forget samples from as many test \

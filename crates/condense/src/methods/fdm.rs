@@ -56,7 +56,9 @@ impl Method for Fdm {
         let buckets: Buckets = context.read("buckets")?;
         model::check_fit(&trained, &dataset)?;
         if buckets.ids != dataset.ids {
-            return Err(Failure::new("the buckets divide another dataset", "make buckets and condensed images from the same dataset").into());
+            return Err(
+                Failure::new("the buckets divide another dataset", "make buckets and condensed images from the same dataset").into()
+            );
         }
         let network = model::to_network(&trained)?;
         let members = buckets.members();
@@ -175,9 +177,10 @@ impl CustomOp1 for WeightedSum {
         let (weights, pixels, buckets) = (&weights[from..to], self.pixels(), self.starts.len() - 1);
         let mut output = vec![0.0_f32; buckets * pixels];
         output.par_chunks_mut(pixels).enumerate().for_each(|(bucket, output)| {
-            for member in self.starts[bucket]..self.starts[bucket + 1] {
+            let members = self.starts[bucket]..self.starts[bucket + 1];
+            for (member, weight) in members.clone().zip(&weights[members]) {
                 let image = &self.images[member * pixels..(member + 1) * pixels];
-                output.iter_mut().zip(image).for_each(|(sum, value)| *sum += weights[member] * value);
+                output.iter_mut().zip(image).for_each(|(sum, value)| *sum += weight * value);
             }
         });
         let [channels, height, width] = self.shape;
@@ -204,6 +207,8 @@ fn dot(left: &[f32], right: &[f32]) -> f32 {
     let (lefts, rights) = (left.chunks_exact(LANES), right.chunks_exact(LANES));
     let rest: f32 = lefts.remainder().iter().zip(rights.remainder()).map(|(left, right)| left * right).sum();
     let mut lanes = [0.0_f32; LANES];
-    lefts.zip(rights).for_each(|(left, right)| lanes.iter_mut().zip(left.iter().zip(right)).for_each(|(lane, (left, right))| *lane += left * right));
+    lefts
+        .zip(rights)
+        .for_each(|(left, right)| lanes.iter_mut().zip(left.iter().zip(right)).for_each(|(lane, (left, right))| *lane += left * right));
     lanes.iter().sum::<f32>() + rest
 }

@@ -54,7 +54,8 @@ fn reduce(dataset: &Dataset, request: &Request, buckets: &Buckets, condensed: &C
     let is_hit = |bucket: usize| members[bucket].iter().any(|&row| gone.contains(&dataset.ids[row]));
     let hit: Vec<bool> = (0..members.len()).map(is_hit).collect();
 
-    let rows: Vec<usize> = (0..dataset.len()).filter(|&row| hit[buckets.bucket[row] as usize] && !gone.contains(&dataset.ids[row])).collect();
+    let rows: Vec<usize> =
+        (0..dataset.len()).filter(|&row| hit[buckets.bucket[row] as usize] && !gone.contains(&dataset.ids[row])).collect();
     let free: Vec<usize> = (0..condensed.labels.len()).filter(|&row| !hit[condensed.bucket[row] as usize]).collect();
     for &row in &free {
         let leak = condensed.members[row].ids.iter().find(|id| gone.contains(id));
@@ -69,7 +70,11 @@ fn reduce(dataset: &Dataset, request: &Request, buckets: &Buckets, condensed: &C
         condensed_images: condensed.images.select(&free),
         condensed_labels: pick(&condensed.labels),
         condensed_buckets: pick(&condensed.bucket),
-        facts: ReducedFacts { classes: dataset.classes(), normalisation: dataset.facts.normalisation.clone(), retain: request.retain.len() },
+        facts: ReducedFacts {
+            classes: dataset.classes(),
+            normalisation: dataset.facts.normalisation.clone(),
+            retain: request.retain.len(),
+        },
     })
 }
 
@@ -110,7 +115,8 @@ mod tests {
         let retain = (0..6).filter(|id| !forget.contains(id) && !earlier.contains(id)).collect();
         let facts = RequestFacts { scenario: "ids".into(), classes: vec![], cumulative: !earlier.is_empty() };
         let request = Request { forget: forget.to_vec(), retain, earlier: earlier.to_vec(), facts };
-        let buckets = Buckets { ids: dataset.ids.clone(), bucket, class: vec![0, 0, 1], centroids: Array::new(vec![3, 1], vec![0.0; 3]), k: 2 };
+        let buckets =
+            Buckets { ids: dataset.ids.clone(), bucket, class: vec![0, 0, 1], centroids: Array::new(vec![3, 1], vec![0.0; 3]), k: 2 };
         let condensed = Condensed {
             images: Array::new(vec![3, 1, 1, 2], vec![0.5; 6]),
             labels: vec![0, 0, 1],

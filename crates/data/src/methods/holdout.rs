@@ -54,7 +54,8 @@ fn divide(train: &Dataset, test: &Dataset, parameters: &Parameters, streams: &St
     for class in 0..test.classes() as u32 {
         let mut ids: Vec<u64> = (0..test.len()).filter(|&row| test.labels[row] == class).map(|row| test.ids[row]).collect();
         if ids.len() <= taken {
-            let message = format!("class {class} has {} unseen images; {taken} are to be held out, and none would be left to test on", ids.len());
+            let message =
+                format!("class {class} has {} unseen images; {taken} are to be held out, and none would be left to test on", ids.len());
             return Err(Failure::new(message, "give a smaller `ipc` or `validation_per_class`, or more unseen data").into());
         }
         streams.indexed("roles", u64::from(class)).shuffle(&mut ids);
@@ -90,7 +91,8 @@ mod tests {
     #[test]
     fn a_class_that_would_not_be_tested_is_refused() {
         let test = of_part(&[0, 0, 1], Part::Test);
-        let error = divide(&dataset(&[0, 1]), &test, &Parameters { ipc: 1, validation_per_class: 0 }, &Streams::new(1, "test")).unwrap_err();
+        let error =
+            divide(&dataset(&[0, 1]), &test, &Parameters { ipc: 1, validation_per_class: 0 }, &Streams::new(1, "test")).unwrap_err();
         assert!(error.to_string().contains("class 1"), "{error}");
     }
 }

@@ -117,7 +117,13 @@ pub(crate) struct Checked {
 enum Source {
     Embedded,
     Parquet(#[serde(skip)] PathBuf),
-    Hub { repo: String, revision: String, subset: Option<String>, #[serde(skip)] endpoint: Option<String> },
+    Hub {
+        repo: String,
+        revision: String,
+        subset: Option<String>,
+        #[serde(skip)]
+        endpoint: Option<String>,
+    },
     CifarBinary(#[serde(skip)] PathBuf),
     Folder(#[serde(skip)] PathBuf),
 }
@@ -232,16 +238,24 @@ fn load(contents: Contents, parameters: &Checked, streams: &Streams) -> anyhow::
     let shape = Shape { channels: parameters.channels, resize: parameters.resize, pad: parameters.pad };
     let (train_images, test_images) = (images(&contents, &train, shape)?, images(&contents, &test, shape)?);
     if train_images.shape[1..] != test_images.shape[1..] {
-        let message = format!("training images are {:?}, test images {:?} (channels, height, width)", &train_images.shape[1..], &test_images.shape[1..]);
+        let message = format!(
+            "training images are {:?}, test images {:?} (channels, height, width)",
+            &train_images.shape[1..],
+            &test_images.shape[1..]
+        );
         return Err(Failure::new(message, "give `resize` and `channels`, so that all images are alike").into());
     }
     let channels = train_images.shape[1];
     let normalisation = match &parameters.normalise {
         Normalise::Given(given) => given.clone(),
-        Normalise::Named => contents.normalisation.clone().filter(|named| named.mean.len() == channels).unwrap_or_else(|| computed(&train_images)),
+        Normalise::Named => {
+            contents.normalisation.clone().filter(|named| named.mean.len() == channels).unwrap_or_else(|| computed(&train_images))
+        }
         Normalise::Computed => computed(&train_images),
     };
-    normalisation.check(channels).map_err(|reason| Failure::new(reason, "give as many values of `mean` and `std` as the images have channels"))?;
+    normalisation
+        .check(channels)
+        .map_err(|reason| Failure::new(reason, "give as many values of `mean` and `std` as the images have channels"))?;
     let dataset = |places: &[Position], images| {
         let facts = DatasetFacts {
             source: contents.name.clone(),
@@ -282,7 +296,12 @@ fn class_names(contents: &Contents) -> anyhow::Result<Vec<String>> {
     let names = contents.class_names.clone().unwrap_or_else(|| (0..=largest).map(|class| class.to_string()).collect());
     for part in parts() {
         if let Some(row) = part.labels.iter().position(|&label| usize::try_from(label).map_or(true, |label| label >= names.len())) {
-            let message = format!("the label {} of the image {} is out of range: there are {} classes", part.labels[row], part.place(row), names.len());
+            let message = format!(
+                "the label {} of the image {} is out of range: there are {} classes",
+                part.labels[row],
+                part.place(row),
+                names.len()
+            );
             return Err(Failure::new(message, "labels count from 0; mend or leave out the sample").into());
         }
     }

@@ -71,11 +71,8 @@ impl Method for MakeRequest {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Draws up a deletion request; with `previous`, on top of an earlier one";
     const USES_SEED: bool = true;
-    const INPUTS: &'static [Input] = &[
-        Input::one::<Dataset>("dataset"),
-        Input::optional::<Holdout>("holdout"),
-        Input::optional::<Request>("previous"),
-    ];
+    const INPUTS: &'static [Input] =
+        &[Input::one::<Dataset>("dataset"), Input::optional::<Holdout>("holdout"), Input::optional::<Request>("previous")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Request>("request")];
     const READS_FILES: bool = true;
 
@@ -85,8 +82,16 @@ impl Method for MakeRequest {
     fn check(parameters: Parameters) -> Result<Checked, Rejected> {
         let Parameters { scenario, ratio, classes, file } = parameters;
         let uses_ratio = matches!(scenario, Scenario::Random | Scenario::Partial);
-        Rejected::unless(!uses_ratio || ratio > 0.0, "ratio", format!("with `ratio: {ratio}` the forget set is empty; it must be above 0"))?;
-        Rejected::unless(!uses_ratio || ratio < 1.0, "ratio", format!("with `ratio: {ratio}` the forget set is everything; it must be below 1"))?;
+        Rejected::unless(
+            !uses_ratio || ratio > 0.0,
+            "ratio",
+            format!("with `ratio: {ratio}` the forget set is empty; it must be above 0"),
+        )?;
+        Rejected::unless(
+            !uses_ratio || ratio < 1.0,
+            "ratio",
+            format!("with `ratio: {ratio}` the forget set is everything; it must be below 1"),
+        )?;
         let uses_classes = matches!(scenario, Scenario::Class | Scenario::Partial);
         Rejected::unless(!uses_classes || !classes.is_empty(), "classes", "without `classes` the forget set is empty; name one at least")?;
         let scenario = match scenario {
@@ -112,12 +117,22 @@ impl Method for MakeRequest {
         let previous: Option<Request> = context.read_optional("previous")?;
         let streams = Streams::new(context.seed(), "data/request");
         let request = draw_up(&parameters.scenario, &dataset, holdout.as_ref(), previous.as_ref(), &streams)?;
-        context.progress().note(&format!("{} samples to forget, {} to retain", request.forget.len(), request.retain.len()));
+        let kind = match request.facts.cumulative {
+            true => format!("on top of {} forgotten earlier", request.earlier.len()),
+            false => "an independent what-if".into(),
+        };
+        context.progress().note(&format!("{} samples to forget, {} to retain; {kind}", request.forget.len(), request.retain.len()));
         context.write("request", &request)
     }
 }
 
-fn draw_up(choice: &Choice, dataset: &Dataset, holdout: Option<&Holdout>, previous: Option<&Request>, streams: &Streams) -> anyhow::Result<Request> {
+fn draw_up(
+    choice: &Choice,
+    dataset: &Dataset,
+    holdout: Option<&Holdout>,
+    previous: Option<&Request>,
+    streams: &Streams,
+) -> anyhow::Result<Request> {
     let earlier: HashSet<u64> = previous.into_iter().flat_map(|request| request.forget.iter().chain(&request.earlier)).copied().collect();
     let left: Vec<usize> = (0..dataset.len()).filter(|&row| !earlier.contains(&dataset.ids[row])).collect();
     let forget = chosen(choice, dataset, holdout, &left, &earlier, streams)?;
@@ -189,7 +204,9 @@ fn chosen(
     Ok(match choice {
         Choice::Random { ratio } => share(left.to_vec(), *ratio, 0).into_iter().collect(),
         Choice::Class { classes } => classes.iter().flat_map(|&class| of_class(class)).collect(),
-        Choice::Partial { ratio, classes } => classes.iter().flat_map(|&class| share(of_class(class), *ratio, 1 + u64::from(class))).collect(),
+        Choice::Partial { ratio, classes } => {
+            classes.iter().flat_map(|&class| share(of_class(class), *ratio, 1 + u64::from(class))).collect()
+        }
         Choice::Poisoned => {
             let Some(original) = &dataset.original_labels else {
                 let remedy = "put `data/poison` before the request, or choose another scenario";
@@ -216,14 +233,20 @@ fn from_file(file: &Path, dataset: &Dataset, holdout: Option<&Holdout>, earlier:
             .map_err(|reason| Failure::new(format!("`{}`: {reason}", file.display()), "write one id a line under the heading `id`"))?,
         Named::Paths(paths) => by_path(file, &paths, dataset)?,
     };
-    let held: HashSet<u64> = holdout.into_iter().flat_map(|holdout| holdout.remembrance.iter().chain(&holdout.validation).chain(&holdout.test)).copied().collect();
+    let held: HashSet<u64> = holdout
+        .into_iter()
+        .flat_map(|holdout| holdout.remembrance.iter().chain(&holdout.validation).chain(&holdout.test))
+        .copied()
+        .collect();
     let is_held = |id: &u64| held.contains(id) || SampleId(*id).part() == Some(Part::Test) && !dataset.ids.contains(id);
     if let Some(id) = ids.iter().find(|id| is_held(id)) {
         let message = format!("sample {} is held out for remembrance or testing; no model was trained on it", SampleId(*id));
         return Err(Failure::new(message, "leave it out of the request").into());
     }
     if let Some(id) = ids.iter().find(|id| earlier.contains(id)) {
-        return Err(Failure::new(format!("sample {} was forgotten by an earlier request", SampleId(*id)), "leave it out of the request").into());
+        return Err(
+            Failure::new(format!("sample {} was forgotten by an earlier request", SampleId(*id)), "leave it out of the request").into()
+        );
     }
     let rows: HashMap<u64, usize> = dataset.ids.iter().enumerate().map(|(row, id)| (*id, row)).collect();
     let unknown: Vec<String> = ids.iter().filter(|id| !rows.contains_key(id)).map(|id| format!("`{}`", SampleId(*id))).collect();
@@ -253,7 +276,8 @@ fn refuse_unknown(file: &Path, unknown: &[String], what: &str) -> anyhow::Result
 }
 
 fn read_names(file: &Path) -> anyhow::Result<Named> {
-    let no_column = || Failure::new(format!("`{}` has neither a column `id` nor a column `path`", file.display()), "give it a heading: `id` or `path`");
+    let no_column =
+        || Failure::new(format!("`{}` has neither a column `id` nor a column `path`", file.display()), "give it a heading: `id` or `path`");
     if file.extension().is_some_and(|extension| extension == "parquet") {
         let opened = std::fs::File::open(file).map_err(|error| missing(file, &error))?;
         let frame = ParquetReader::new(opened).finish().with_context(|| format!("`{}` is no parquet file", file.display()))?;
@@ -262,10 +286,12 @@ fn read_names(file: &Path) -> anyhow::Result<Named> {
         let texts = texts.str()?.iter().flatten().map(str::to_owned).collect();
         return Ok(if column.name() == "id" { Named::Ids(texts) } else { Named::Paths(texts) });
     }
-    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(file).with_context(|| format!("cannot read `{}`", file.display()))?;
+    let mut reader =
+        csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(file).with_context(|| format!("cannot read `{}`", file.display()))?;
     let headings = reader.headers().with_context(|| format!("`{}` is no CSV file", file.display()))?.clone();
     let find = |name: &str| headings.iter().position(|heading| heading == name);
-    let (column, is_id) = find("id").map(|column| (column, true)).or_else(|| find("path").map(|column| (column, false))).ok_or_else(no_column)?;
+    let (column, is_id) =
+        find("id").map(|column| (column, true)).or_else(|| find("path").map(|column| (column, false))).ok_or_else(no_column)?;
     let texts = reader
         .records()
         .map(|record| Ok(record?.get(column).unwrap_or_default().to_owned()))
@@ -343,7 +369,8 @@ mod tests {
     fn unknown_held_out_and_repeated_ids_are_refused_by_name() {
         let message = |text: &str| {
             let file = ids_file(text);
-            let holdout = Holdout { train: (0..10).collect(), remembrance: vec![SampleId::new(Part::Test, 5).0], validation: vec![], test: vec![] };
+            let holdout =
+                Holdout { train: (0..10).collect(), remembrance: vec![SampleId::new(Part::Test, 5).0], validation: vec![], test: vec![] };
             let set = dataset(&[0, 0, 0, 0, 1, 1, 1, 1, 2, 2]);
             draw_up(&Choice::Ids(file.path().into()), &set, Some(&holdout), None, &streams()).unwrap_err().to_string()
         };

@@ -45,7 +45,13 @@ pub(crate) fn read(folder: &Path) -> anyhow::Result<Contents> {
         return Err(Failure::new(message, "put the images of each class into a folder of its own: `CLASS/IMAGE.png`").into());
     }
     let test = test.map(|test| to_part(folder, with_classes(&test)?, &class_names)).transpose()?;
-    Ok(Contents { name: "folder".into(), train: to_part(folder, train_images, &class_names)?, test, class_names: Some(class_names), normalisation: None })
+    Ok(Contents {
+        name: "folder".into(),
+        train: to_part(folder, train_images, &class_names)?,
+        test,
+        class_names: Some(class_names),
+        normalisation: None,
+    })
 }
 
 /// Each image with the name of the folder right below `root` that it lies in.

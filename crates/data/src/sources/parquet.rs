@@ -25,7 +25,8 @@ fn find(path: &Path) -> anyhow::Result<Files> {
     if metadata.is_file() {
         return Ok(Files { train: vec![path.to_owned()], test: Vec::new() });
     }
-    let all: Vec<PathBuf> = files_below(path)?.into_iter().filter(|file| file.extension().is_some_and(|extension| extension == "parquet")).collect();
+    let all: Vec<PathBuf> =
+        files_below(path)?.into_iter().filter(|file| file.extension().is_some_and(|extension| extension == "parquet")).collect();
     let is_test = |file: &PathBuf| file.file_name().is_some_and(|name| name.to_string_lossy().contains("test"));
     let (test, train): (Vec<PathBuf>, Vec<PathBuf>) = all.into_iter().partition(is_test);
     if train.is_empty() {
@@ -89,9 +90,16 @@ pub(crate) fn read_bytes(bytes: Vec<u8>, name: &str) -> anyhow::Result<(Part, Op
     };
     let (image_column, label_column) = (pick(&IMAGE_COLUMNS, "images")?, pick(&LABEL_COLUMNS, "labels")?);
     let class_names = class_names(&mut reader, &label_column)?;
-    let frame = reader.with_columns(Some(vec![image_column.clone(), label_column.clone()])).finish().with_context(|| format!("cannot read `{name}`"))?;
+    let frame = reader
+        .with_columns(Some(vec![image_column.clone(), label_column.clone()]))
+        .finish()
+        .with_context(|| format!("cannot read `{name}`"))?;
 
-    let images = frame.column(&image_column)?.struct_().with_context(|| format!("`{image_column}` of `{name}` is no struct of `bytes` and `path`"))?.clone();
+    let images = frame
+        .column(&image_column)?
+        .struct_()
+        .with_context(|| format!("`{image_column}` of `{name}` is no struct of `bytes` and `path`"))?
+        .clone();
     let bytes = images.field_by_name("bytes")?;
     let cells: Vec<Cell> = bytes
         .binary()
@@ -116,8 +124,12 @@ pub(crate) fn read_bytes(bytes: Vec<u8>, name: &str) -> anyhow::Result<(Part, Op
 fn class_names(reader: &mut ParquetReader<Cursor<Vec<u8>>>, label_column: &str) -> anyhow::Result<Option<Vec<String>>> {
     let metadata = reader.get_metadata()?;
     let entries = metadata.key_value_metadata().as_ref();
-    let Some(text) = entries.and_then(|entries| entries.iter().find(|entry| entry.key == "huggingface")?.value.clone()) else { return Ok(None) };
+    let Some(text) = entries.and_then(|entries| entries.iter().find(|entry| entry.key == "huggingface")?.value.clone()) else {
+        return Ok(None);
+    };
     let Ok(info) = serde_json::from_str::<serde_json::Value>(&text) else { bail!("its `huggingface` metadata is no JSON") };
-    let names = info["info"]["features"][label_column]["names"].as_array().map(|names| names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect());
+    let names = info["info"]["features"][label_column]["names"]
+        .as_array()
+        .map(|names| names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect());
     Ok(names)
 }

@@ -112,7 +112,11 @@ impl Geometry {
                         let target = tap * width + image * self.positions() + from;
                         let source = image * self.image() + channel * self.height * self.width + start_row * self.width + start;
                         for row in 0..last_row - first_row {
-                            visit(target + (first_row + row) * self.columns, source + row * self.convolution.stride * self.width, to - from);
+                            visit(
+                                target + (first_row + row) * self.columns,
+                                source + row * self.convolution.stride * self.width,
+                                to - from,
+                            );
                         }
                     }
                 }
@@ -178,7 +182,15 @@ impl CustomOp3 for Conv2d {
         "conv2d"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout, s3: &CpuStorage, l3: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let geometry = &self.geometry;
         let shape = (geometry.count, geometry.outputs, geometry.rows, geometry.columns);
         for_real!(dtype_of(s1), T => {
@@ -187,7 +199,14 @@ impl CustomOp3 for Conv2d {
         })
     }
 
-    fn bwd(&self, input: &Tensor, weight: &Tensor, bias: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        input: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let geometry = &self.geometry;
         let device = input.device();
         for_real!(input.dtype(), T => with_values::<T, _>(&[input, weight, gradient], |arguments| {

@@ -111,7 +111,15 @@ impl CustomOp3 for BatchNorm {
         "batch_norm"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout, s3: &CpuStorage, l3: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (_, channels, height, width) = l1.shape().dims4()?;
         let plane = height * width;
         for_real!(dtype_of(s1), T => {
@@ -132,7 +140,14 @@ impl CustomOp3 for BatchNorm {
         })
     }
 
-    fn bwd(&self, input: &Tensor, scale: &Tensor, shift: &Tensor, output: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        input: &Tensor,
+        scale: &Tensor,
+        shift: &Tensor,
+        output: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (_, channels, height, width) = input.dims4()?;
         let device = input.device();
         let plane = height * width;
@@ -187,12 +202,15 @@ impl BatchNorm {
             .collect();
         let mut result = vec![T::default(); input.len()];
         let image = channels * plane;
-        result.par_chunks_mut(image).zip(input.par_chunks(image)).zip(gradient.par_chunks(image)).for_each(|((result, input), gradient)| {
-            let planes = result.chunks_exact_mut(plane).zip(input.chunks_exact(plane)).zip(gradient.chunks_exact(plane)).zip(&coefficients);
-            for (((result, input), gradient), &(a, b, c)) in planes {
-                result.iter_mut().zip(input).zip(gradient).for_each(|((result, &x), &g)| *result = a * g + b * x + c);
-            }
-        });
+        result.par_chunks_mut(image).zip(input.par_chunks(image)).zip(gradient.par_chunks(image)).for_each(
+            |((result, input), gradient)| {
+                let planes =
+                    result.chunks_exact_mut(plane).zip(input.chunks_exact(plane)).zip(gradient.chunks_exact(plane)).zip(&coefficients);
+                for (((result, input), gradient), &(a, b, c)) in planes {
+                    result.iter_mut().zip(input).zip(gradient).for_each(|((result, &x), &g)| *result = a * g + b * x + c);
+                }
+            },
+        );
         result
     }
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::lineage::{Instance, Lineage, Phases};
 use crate::statistics::{Estimate, over_seeds, share};
-use crate::table::TextTable;
+use crate::table::{TextTable, wrapped};
 
 /// The scores whose differences make up the distance to retraining, and the counts behind their binomial intervals.
 const SCORES: [(&str, &str); 4] =
@@ -51,7 +51,10 @@ impl Method for Table {
     fn run(_: &Parameters, context: &mut Context) -> anyhow::Result<()> {
         let metrics = context.read_many::<Metrics>("metrics")?;
         let timings = context.timings()?.ok_or_else(|| {
-            Failure::new("the report needs to know which model each result judges", "run it through `cargo xtask run`, or give `--timings FILE`")
+            Failure::new(
+                "the report needs to know which model each result judges",
+                "run it through `cargo xtask run`, or give `--timings FILE`",
+            )
         })?;
         let lineage = Lineage::parse(timings)?;
         let report = Report::new(&lineage, &metrics)?;
@@ -95,10 +98,13 @@ impl<'a> Report<'a> {
     fn new(lineage: &'a Lineage, metrics: &'a [(Metrics, Digest)]) -> anyhow::Result<Self> {
         let digests: BTreeSet<String> = metrics.iter().map(|(_, digest)| digest.to_string()).collect();
         let by_digest: BTreeMap<&str, &Metrics> = metrics.iter().map(|(metrics, digest)| (digest.as_str(), metrics)).collect();
-        let found: Vec<(&Instance, String)> = lineage.evaluations(&digests).map(|(instance, digest)| (instance, digest.to_owned())).collect();
+        let found: Vec<(&Instance, String)> =
+            lineage.evaluations(&digests).map(|(instance, digest)| (instance, digest.to_owned())).collect();
         let mut judged = Vec::new();
         for (evaluation, digest) in found {
-            let model = lineage.judged(evaluation).with_context(|| format!("`{}` judges a model that the timings do not name", evaluation.instance))?;
+            let model = lineage
+                .judged(evaluation)
+                .with_context(|| format!("`{}` judges a model that the timings do not name", evaluation.instance))?;
             judged.push(Judged { method: &model.label, model, metrics: by_digest[digest.as_str()], phases: lineage.phases(model) });
         }
         Ok(Self { lineage, judged })
@@ -136,7 +142,8 @@ impl<'a> Report<'a> {
     /// The mean score of the retrained models; `None` where a score is missing.
     fn mean_reference(&self) -> Option<[f64; 4]> {
         let runs = self.runs(REFERENCE);
-        let scores: Vec<f64> = SCORES.iter().filter_map(|(score, _)| mean(runs.iter().filter_map(|run| run.metrics.scalars.get(*score).copied()))).collect();
+        let scores: Vec<f64> =
+            SCORES.iter().filter_map(|(score, _)| mean(runs.iter().filter_map(|run| run.metrics.scalars.get(*score).copied()))).collect();
         scores.try_into().ok()
     }
 
@@ -203,7 +210,8 @@ impl<'a> Report<'a> {
     }
 
     fn text(&self) -> String {
-        format!("{}\n{}\n", self.text_table().to_text(), self.notes().join("\n"))
+        let notes: Vec<String> = self.notes().iter().map(|note| wrapped(note)).collect();
+        format!("{}\n{}\n", self.text_table().to_text(), notes.join("\n"))
     }
 
     fn markdown(&self) -> String {
@@ -315,7 +323,8 @@ fn distance(metrics: &Metrics, reference: &[f64; 4]) -> Option<f64> {
 /// How many requests it takes until what is paid once has paid for itself; `None` for a method that pays nothing once.
 fn break_even(phases: Phases, retraining: Option<f64>) -> Option<BreakEven> {
     let saved = retraining? - phases.each_request();
-    (phases.once() > 0.0 && phases.unlearn > 0.0).then(|| if saved > 0.0 { BreakEven::Requests(phases.once() / saved) } else { BreakEven::Never })
+    (phases.once() > 0.0 && phases.unlearn > 0.0)
+        .then(|| if saved > 0.0 { BreakEven::Requests(phases.once() / saved) } else { BreakEven::Never })
 }
 
 fn percent(estimate: Estimate) -> String {

@@ -48,7 +48,20 @@ pub(crate) struct Parameters {
 impl Default for Parameters {
     fn default() -> Self {
         let Recipe { epochs, batch, lr, optimiser, momentum, weight_decay, schedule } = recipe_of_paper();
-        Self { path: None, model: Name::Cnn, widths: None, hidden: None, dropout: None, epochs, batch, lr, optimiser, momentum, weight_decay, schedule }
+        Self {
+            path: None,
+            model: Name::Cnn,
+            widths: None,
+            hidden: None,
+            dropout: None,
+            epochs,
+            batch,
+            lr,
+            optimiser,
+            momentum,
+            weight_decay,
+            schedule,
+        }
     }
 }
 
@@ -82,7 +95,8 @@ impl Method for Import {
     type Checked = Checked;
 
     fn check(parameters: Parameters) -> Result<Checked, Rejected> {
-        let Parameters { path, model, widths, hidden, dropout, epochs, batch, lr, optimiser, momentum, weight_decay, schedule } = parameters;
+        let Parameters { path, model, widths, hidden, dropout, epochs, batch, lr, optimiser, momentum, weight_decay, schedule } =
+            parameters;
         let path = path.ok_or_else(|| Rejected::parameter("path", "`path` must name a state dict in safetensors"))?;
         let recipe = Recipe { epochs, batch, lr, optimiser, momentum, weight_decay, schedule };
         check_recipe(&recipe)?;

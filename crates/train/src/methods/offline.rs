@@ -66,12 +66,8 @@ impl Method for Offline {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Prepares a model for modular unlearning, once for all requests";
     const USES_SEED: bool = true;
-    const INPUTS: &'static [Input] = &[
-        Input::one::<Dataset>("dataset"),
-        Input::one::<Dataset>("test"),
-        Input::one::<Holdout>("holdout"),
-        Input::one::<Model>("model"),
-    ];
+    const INPUTS: &'static [Input] =
+        &[Input::one::<Dataset>("dataset"), Input::one::<Dataset>("test"), Input::one::<Holdout>("holdout"), Input::one::<Model>("model")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Model>("model")];
 
     type Parameters = Parameters;
@@ -101,7 +97,8 @@ impl Method for Offline {
             remembrance: &Samples::of_ids(&test, &holdout.remembrance)?,
             streams: &Streams::new(context.seed(), "train/offline"),
         };
-        let network = phases.run(model::to_network(&trained)?, context.checkpoints(), |done, total| context.progress().step("epochs", done, total))?;
+        let network = phases
+            .run(model::to_network(&trained)?, context.checkpoints(), |done, total| context.progress().step("epochs", done, total))?;
         context.write("model", &model::with_facts_of(&network, &trained)?)
     }
 }

@@ -42,7 +42,8 @@ impl Method for Finetune {
         let base: Model = context.read("model")?;
         let retain = retain_set(context, &base)?;
         let trained_by = model::recipe(&base)?;
-        let recipe = Recipe { epochs: parameters.epochs.unwrap_or(trained_by.epochs), lr: parameters.lr.unwrap_or(trained_by.lr), ..trained_by };
+        let recipe =
+            Recipe { epochs: parameters.epochs.unwrap_or(trained_by.epochs), lr: parameters.lr.unwrap_or(trained_by.lr), ..trained_by };
         let streams = Streams::new(context.seed(), "unlearn/finetune");
         let network = fit(model::to_network(&base)?, &retain, &recipe, streams, context)?;
         context.write("model", &model::with_facts_of(&network, &base)?)

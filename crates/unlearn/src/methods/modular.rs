@@ -104,14 +104,11 @@ impl Parameters {
 impl Method for Modular {
     const NAME: &'static str = "modular";
     const VERSION: u32 = 1;
-    const SUMMARY: &'static str = "Modular unlearning: overture of beginning and final, then one pass of the intermediate, on the reduced set";
+    const SUMMARY: &'static str =
+        "Modular unlearning: overture of beginning and final, then one pass of the intermediate, on the reduced set";
     const USES_SEED: bool = true;
-    const INPUTS: &'static [Input] = &[
-        Input::one::<Model>("model"),
-        Input::one::<Reduced>("reduced"),
-        Input::one::<Dataset>("test"),
-        Input::one::<Holdout>("holdout"),
-    ];
+    const INPUTS: &'static [Input] =
+        &[Input::one::<Model>("model"), Input::one::<Reduced>("reduced"), Input::one::<Dataset>("test"), Input::one::<Holdout>("holdout")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Model>("model")];
 
     type Parameters = Parameters;
@@ -177,7 +174,13 @@ impl Online<'_> {
     fn run(&self, network: &mut Network, mut round_done: impl FnMut(usize)) -> anyhow::Result<()> {
         let mut optimiser = Optimiser::new(Rule::Adam { weight_decay: 0.0 });
         for round in 0..self.parameters.overture {
-            self.pass_over_reduced(network, Part::Beginning, round * self.parameters.beginning_epochs, self.parameters.beginning_epochs, &mut optimiser)?;
+            self.pass_over_reduced(
+                network,
+                Part::Beginning,
+                round * self.parameters.beginning_epochs,
+                self.parameters.beginning_epochs,
+                &mut optimiser,
+            )?;
             if round < self.schedule.rounds_with_final && !self.remembrance.is_empty() {
                 self.anchor_final(network, round, &mut optimiser)?;
             }
@@ -190,7 +193,14 @@ impl Online<'_> {
         Ok(())
     }
 
-    fn pass_over_reduced(&self, network: &mut Network, part: Part, first: usize, epochs: usize, optimiser: &mut Optimiser) -> anyhow::Result<()> {
+    fn pass_over_reduced(
+        &self,
+        network: &mut Network,
+        part: Part,
+        first: usize,
+        epochs: usize,
+        optimiser: &mut Optimiser,
+    ) -> anyhow::Result<()> {
         let (purpose, rate) = match part {
             Part::Beginning => ("beginning", self.schedule.overture_lr),
             _ => ("intermediate", self.schedule.intermediate_lr),
