@@ -112,27 +112,23 @@ fn two_runs_at_once_share_the_work() {
     assert_eq!(both[0].ran().len() + both[1].ran().len(), 14, "each result is made once:\n{}\n{}", both[0].stderr, both[1].stderr);
 }
 
-#[test]
-fn a_killed_training_goes_on_where_it_was_and_ends_with_the_same_bytes() {
-    let project = Project::new(SMALL);
-    project.xtask("run", &["--only", "data"]).success();
-    let data = format!("dataset={}", project.artifact("data.train", &[]).display());
-    std::fs::write(project.path("parameters.yaml"), "{ model: cnn, widths: [4, 4, 4, 4], hidden: 8, epochs: 40, batch: 16 }").unwrap();
-    let fit = |output: &str| {
-        let mut command = program("dcu-train");
-        command.args(["fit", "--seed", "3", "--in", &data, "--progress", "none", "--params"]).arg(project.path("parameters.yaml"));
-        command.arg("--out").arg(format!("model={}", project.path(output).display()));
+/// Kills a stage after its first checkpoint, starts it again, and compares with a run in one go.
+#[track_caller]
+fn goes_on_after_a_kill(project: &Project, program_name: &str, arguments: &[String], output: &str) {
+    let start = |file: &str| {
+        let mut command = program(program_name);
+        command.args(arguments).args(["--progress", "none", "--out"]).arg(format!("{output}={}", project.path(file).display()));
         command
     };
-    Finished::of(&mut fit("whole.safetensors")).success();
+    Finished::of(&mut start("whole.safetensors")).success();
 
     let checkpoints = project.path("checkpoints");
-    let with_checkpoints = |command: &mut std::process::Command| {
+    let resumable = || {
+        let mut command = start("resumed.safetensors");
         command.arg("--checkpoint").arg(&checkpoints).args(["--checkpoint-seconds", "0"]);
+        command
     };
-    let mut command = fit("resumed.safetensors");
-    with_checkpoints(&mut command);
-    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    let mut child = resumable().stdout(Stdio::null()).spawn().unwrap();
     let begin = Instant::now();
     while !checkpoints.join("checkpoint.safetensors").exists() {
         assert!(begin.elapsed() < Duration::from_secs(60), "no checkpoint was written");
@@ -141,10 +137,36 @@ fn a_killed_training_goes_on_where_it_was_and_ends_with_the_same_bytes() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(!project.path("resumed.safetensors").exists(), "it was killed too late to show anything");
-    let mut command = fit("resumed.safetensors");
-    with_checkpoints(&mut command);
-    Finished::of(&mut command).success();
+    Finished::of(&mut resumable()).success();
     assert!(std::fs::read(project.path("whole.safetensors")).unwrap() == std::fs::read(project.path("resumed.safetensors")).unwrap());
+}
+
+/// The arguments of a stage that runs by hand, its inputs taken from the store.
+fn by_hand(project: &Project, method: &str, parameters: &str, inputs: &[(&str, &str)]) -> Vec<String> {
+    let file = project.path("parameters.yaml");
+    std::fs::write(&file, parameters).unwrap();
+    let inputs =
+        inputs.iter().flat_map(|(name, artifact)| ["--in".to_owned(), format!("{name}={}", project.artifact(artifact, &[]).display())]);
+    [method, "--params", &file.display().to_string()].map(str::to_owned).into_iter().chain(inputs).collect()
+}
+
+#[test]
+fn killed_stages_go_on_where_they_were_and_end_with_the_same_bytes() {
+    let project = Project::new(SMALL);
+    project.xtask("run", &[]).success();
+    let seeded = |mut arguments: Vec<String>| {
+        arguments.extend(["--seed".to_owned(), "3".to_owned()]);
+        arguments
+    };
+    let parameters = "{ model: cnn, widths: [4, 4, 4, 4], hidden: 8, epochs: 40, batch: 16 }";
+    let fit = by_hand(&project, "fit", parameters, &[("dataset", "data.train")]);
+    goes_on_after_a_kill(&project, "dcu-train", &seeded(fit), "model");
+
+    std::fs::remove_dir_all(project.path("checkpoints")).unwrap();
+    std::fs::remove_file(project.path("resumed.safetensors")).unwrap();
+    let inputs = [("model", "offline#1"), ("reduced", "reduced#1"), ("test", "data.test"), ("holdout", "holdout")];
+    let modular = by_hand(&project, "modular", "{ overture: 300, final_rest: 0.5 }", &inputs);
+    goes_on_after_a_kill(&project, "dcu-unlearn", &seeded(modular), "model");
 }
 
 #[test]
@@ -196,4 +218,22 @@ fn metrics_come_in_every_format() {
     let markdown = project.xtask("metrics", &["--format", "md"]).success().stdout;
     assert_eq!(markdown.lines().count(), 5, "{markdown}");
     assert!(markdown.lines().nth(1).unwrap().starts_with("| --- |"), "{markdown}");
+}
+
+#[test]
+fn graphs_lists_and_artifacts_can_be_looked_at() {
+    let project = Project::new(SMALL);
+    let graph = project.xtask("graph", &[]).success().stdout;
+    assert!(
+        graph.lines().any(|line| line.split_whitespace().eq(["retrain", "unlearn/retrain", "1", "data", "base", "request"])),
+        "{graph}"
+    );
+    let mermaid = project.xtask("graph", &["--format", "mermaid"]).success().stdout;
+    assert!(mermaid.contains("s_base --> s_offline"), "{mermaid}");
+    let list = Finished::of(program("xtask").args(["list", "condense/cluster"])).success().stdout;
+    assert!(list.contains("k = 450") && list.contains("model: model/1"), "{list}");
+    assert!(Finished::of(program("xtask").args(["list", "condense/clutser"])).failure().contains("did you mean `condense/cluster`?"));
+    project.xtask("run", &["--only", "data"]).success();
+    let shown = Finished::of(program("xtask").arg("inspect").arg(project.artifact("data.train", &[]))).success().stdout;
+    assert!(shown.contains("schema    dataset/1") && shown.contains("[200, 1, 32, 32]"), "{shown}");
 }

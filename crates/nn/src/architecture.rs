@@ -87,7 +87,7 @@ pub enum Layer {
 }
 
 impl Architecture {
-    /// The paper's network of a family for images and classes of the given shape (its table of architectures, section 1.1 of the supplement).
+    /// The paper's network of a family for images and classes of the given shape (arXiv 2402.00195).
     #[must_use]
     pub fn of_paper(family: Family, input: [usize; 3], classes: usize) -> Self {
         match family {

@@ -173,7 +173,7 @@ pub fn epoch(
 }
 
 /// One pass that makes a single step, on the mean of the batches' losses; the last, smaller batch counts as much as the others
-/// (section 1.8 of the paper's online phase). Returns that mean.
+/// (arXiv 2402.00195, the online phase). Returns that mean.
 ///
 /// # Errors
 /// As [`epoch`].
@@ -246,6 +246,25 @@ pub fn recompute_running_averages(network: &mut Network, samples: &Samples, part
     Ok(())
 }
 
+/// A network and its optimiser as tensors, to go on with later.
+///
+/// # Errors
+/// When a tensor cannot be read.
+pub fn snapshot(network: &Network, optimiser: &Optimiser) -> Result<BTreeMap<String, Stored>> {
+    let mut tensors = network.to_tensors()?;
+    tensors.extend(optimiser.to_tensors());
+    Ok(tensors)
+}
+
+/// The network and optimiser of a [`snapshot`] of a network like `network`.
+///
+/// # Errors
+/// When the snapshot is of another network.
+pub fn resume(network: &Network, rule: Rule, tensors: BTreeMap<String, Stored>) -> Result<(Network, Optimiser)> {
+    let (state, weights): (BTreeMap<_, _>, BTreeMap<_, _>) = tensors.into_iter().partition(|(name, _)| name.contains('@'));
+    Ok((Network::from_tensors(network.architecture(), &weights)?, Optimiser::from_tensors(rule, &state)))
+}
+
 /// A training of the whole network that can be interrupted between epochs.
 pub struct Fit {
     network: Network,
@@ -266,10 +285,8 @@ impl Fit {
     ///
     /// # Errors
     /// When the snapshot is not of this training.
-    pub fn restore(&mut self, done: usize, tensors: &BTreeMap<String, Stored>) -> Result<()> {
-        let (optimiser, weights): (BTreeMap<_, _>, BTreeMap<_, _>) = tensors.clone().into_iter().partition(|(name, _)| name.contains('@'));
-        self.network = Network::from_tensors(self.network.architecture(), &weights)?;
-        self.optimiser = Optimiser::from_tensors(self.recipe.rule(), &optimiser);
+    pub fn restore(&mut self, done: usize, tensors: BTreeMap<String, Stored>) -> Result<()> {
+        (self.network, self.optimiser) = resume(&self.network, self.recipe.rule(), tensors)?;
         self.done = done;
         Ok(())
     }
@@ -279,9 +296,7 @@ impl Fit {
     /// # Errors
     /// When a tensor cannot be read.
     pub fn snapshot(&self) -> Result<BTreeMap<String, Stored>> {
-        let mut tensors = self.network.to_tensors()?;
-        tensors.extend(self.optimiser.to_tensors());
-        Ok(tensors)
+        snapshot(&self.network, &self.optimiser)
     }
 
     /// The epochs done.

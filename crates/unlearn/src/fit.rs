@@ -26,7 +26,7 @@ pub(crate) fn fit(network: Network, samples: &Samples, recipe: &Recipe, streams:
     let mut fit = Fit::new(network, recipe.clone(), streams);
     let mut checkpoints = context.checkpoints();
     if let Some(snapshot) = checkpoints.resume() {
-        fit.restore(serde_json::from_value(snapshot.position)?, &snapshot.tensors)?;
+        fit.restore(serde_json::from_value(snapshot.position)?, snapshot.tensors)?;
     }
     while fit.next_epoch(samples)?.is_some() {
         context.progress().step("epochs", fit.done(), recipe.epochs);

@@ -1,4 +1,4 @@
-//! `condense/cluster`: sub-class buckets by k-means on features (section 1.3 of the procedure).
+//! `condense/cluster`: sub-class buckets by k-means on features.
 
 use anyhow::Context as _;
 use dcu_artifact::{Array, Buckets, Dataset, Model};

@@ -1,17 +1,19 @@
-//! `condense/fdm`: fast distribution matching (section 1.4): each bucket's condensed image is a weighted sum of its images whose feature
+//! `condense/fdm`: fast distribution matching (arXiv 2402.00195): each bucket's condensed image is a weighted sum of its images whose feature
 //! is moved towards the bucket's mean feature. All buckets are worked on at once; the loss is a sum over buckets, so that each gets what it
 //! would get alone.
 
 use std::collections::BTreeMap;
 
+use anyhow::Context as _;
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor, Var};
-use dcu_artifact::{Array, Buckets, Condensed, Dataset, Members, Model};
+use dcu_artifact::{Array, Buckets, Condensed, Dataset, Members, Model, Tensor as Stored};
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::{Network, Part, Samples, evaluate, model};
-use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
+use dcu_stage::{Context, Failure, Input, Method, Output, Rejected, Snapshot};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 /// Images that are condensed side by side, which bounds the memory. Fixed, so that the result depends on nothing else.
 const IMAGES_AT_ONCE: usize = 4096;
@@ -62,12 +64,21 @@ impl Method for Fdm {
         }
         let network = model::to_network(&trained)?;
         let members = buckets.members();
-        let (mut images, mut weights) = (Vec::new(), Vec::new());
-        for range in batches(&members) {
+        let (mut images, mut weights, mut first) = (Vec::new(), Vec::new(), 0);
+        let mut checkpoints = context.checkpoints();
+        if let Some(snapshot) = checkpoints.resume() {
+            (first, images, weights) = restored(snapshot).context("the checkpoint is of another release; delete it")?;
+        }
+        for range in batches(&members).into_iter().filter(|range| range.start >= first) {
             let batch = condense(&network, &dataset, &members[range.clone()], parameters)?;
             images.extend(batch.images);
             weights.extend(batch.weights);
             context.progress().step("buckets", range.end, members.len());
+            checkpoints.offer(|| {
+                let vector = |values: &[f32]| Stored::F32(Array::vector(values.to_vec()));
+                let tensors = BTreeMap::from([("images".to_owned(), vector(&images)), ("weights".to_owned(), vector(&weights))]);
+                Ok(Snapshot { position: json!(range.end), tensors })
+            })?;
         }
         let [channels, height, width] = dataset.image_shape();
         let condensed = Condensed {
@@ -79,6 +90,16 @@ impl Method for Fdm {
         };
         context.write("condensed", &condensed)
     }
+}
+
+/// The first bucket that is not done, and images and weights of those that are.
+fn restored(mut snapshot: Snapshot) -> Option<(usize, Vec<f32>, Vec<f32>)> {
+    let mut take = |name: &str| match snapshot.tensors.remove(name) {
+        Some(Stored::F32(array)) => Some(array.data),
+        _ => None,
+    };
+    let (images, weights) = (take("images")?, take("weights")?);
+    Some((snapshot.position.as_u64()? as usize, images, weights))
 }
 
 fn behind(dataset: &Dataset, members: &[Vec<usize>], weights: &[f32]) -> Vec<Members> {

@@ -1,4 +1,4 @@
-//! `condense/reduce`: the reduced retain set of a request (section 1.7). Nothing of a forgotten sample is behind any of its rows.
+//! `condense/reduce`: the reduced retain set of a request (arXiv 2402.00195). Nothing of a forgotten sample is behind any of its rows.
 
 use std::collections::HashSet;
 

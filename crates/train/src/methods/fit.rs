@@ -84,7 +84,7 @@ impl Method for Fit {
         let mut fit = train::Fit::new(Network::initialised(&architecture, &streams)?, recipe.clone(), streams);
         let mut checkpoints = context.checkpoints();
         if let Some(snapshot) = checkpoints.resume() {
-            fit.restore(serde_json::from_value(snapshot.position)?, &snapshot.tensors)?;
+            fit.restore(serde_json::from_value(snapshot.position)?, snapshot.tensors)?;
         }
         while fit.next_epoch(&samples)?.is_some() {
             context.progress().step("epochs", fit.done(), recipe.epochs);

@@ -1,4 +1,4 @@
-//! `train/offline`: the offline phase (section 1.6). In turn the final part learns from the remembrance set S, which the model was never
+//! `train/offline`: the offline phase (arXiv 2402.00195). In turn the final part learns from the remembrance set S, which the model was never
 //! trained on, and the intermediate part from the training set, so that a later request need not touch either for long.
 
 use std::collections::BTreeMap;

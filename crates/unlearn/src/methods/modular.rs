@@ -1,4 +1,4 @@
-//! `unlearn/modular`: modular unlearning (section 1.8). The beginning learns from the reduced retain set and the final is anchored on the
+//! `unlearn/modular`: modular unlearning (arXiv 2402.00195). The beginning learns from the reduced retain set and the final is anchored on the
 //! remembrance set in turn (the overture); then the intermediate takes one pass over the reduced retain set.
 
 use std::collections::BTreeSet;
@@ -9,9 +9,10 @@ use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
 use dcu_nn::train::{self, Phase, Prepared};
 use dcu_nn::{Family, Network, Part, Samples, model};
-use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
+use dcu_stage::{Checkpoints, Context, Failure, Input, Method, Output, Rejected, Snapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 pub(crate) struct Modular;
 
@@ -70,7 +71,7 @@ impl Default for Parameters {
     }
 }
 
-/// What the paper uses for a network where the user leaves it open (its table of the online phase, section 2.2).
+/// What the paper uses for a network where the user leaves it open (arXiv 2402.00195).
 struct Schedule {
     final_passes: usize,
     rounds_with_final: usize,
@@ -136,7 +137,7 @@ impl Method for Modular {
             let remedy = "make model and reduced set from the same dataset";
             return Err(Failure::new("the reduced set is normalised otherwise than the model's training set was", remedy).into());
         }
-        let mut network = model::to_network(&offline)?;
+        let network = model::to_network(&offline)?;
         let online = Online {
             parameters,
             schedule: parameters.schedule(network.architecture().family),
@@ -147,7 +148,8 @@ impl Method for Modular {
         if online.remembrance.is_empty() {
             context.progress().note("the remembrance set has no class of the reduced set: the final is left alone");
         }
-        online.run(&mut network, |round| context.progress().step("overture", round, parameters.overture))?;
+        let network =
+            online.run(network, context.checkpoints(), |round| context.progress().step("overture", round, parameters.overture))?;
         context.write("model", &model::with_facts_of(&network, &offline)?)
     }
 }
@@ -170,27 +172,28 @@ struct Online<'a> {
 }
 
 impl Online<'_> {
-    /// One optimiser serves all phases: the moments of a part rest while it is frozen.
-    fn run(&self, network: &mut Network, mut round_done: impl FnMut(usize)) -> anyhow::Result<()> {
-        let mut optimiser = Optimiser::new(Rule::Adam { weight_decay: 0.0 });
-        for round in 0..self.parameters.overture {
-            self.pass_over_reduced(
-                network,
-                Part::Beginning,
-                round * self.parameters.beginning_epochs,
-                self.parameters.beginning_epochs,
-                &mut optimiser,
-            )?;
+    /// One optimiser serves all phases: the moments of a part rest while it is frozen. After each round is a safe point.
+    fn run(&self, mut network: Network, mut checkpoints: Checkpoints, mut round_done: impl FnMut(usize)) -> anyhow::Result<Network> {
+        let rule = Rule::Adam { weight_decay: 0.0 };
+        let (mut optimiser, mut first) = (Optimiser::new(rule), 0);
+        if let Some(snapshot) = checkpoints.resume() {
+            first = serde_json::from_value(snapshot.position)?;
+            (network, optimiser) = train::resume(&network, rule, snapshot.tensors)?;
+        }
+        for round in first..self.parameters.overture {
+            let epochs = self.parameters.beginning_epochs;
+            self.pass_over_reduced(&mut network, Part::Beginning, round * epochs, epochs, &mut optimiser)?;
             if round < self.schedule.rounds_with_final && !self.remembrance.is_empty() {
-                self.anchor_final(network, round, &mut optimiser)?;
+                self.anchor_final(&mut network, round, &mut optimiser)?;
             }
             round_done(round + 1);
+            checkpoints.offer(|| Ok(Snapshot { position: json!(round + 1), tensors: train::snapshot(&network, &optimiser)? }))?;
         }
-        self.pass_over_reduced(network, Part::Intermediate, 0, self.parameters.intermediate_epochs, &mut optimiser)?;
+        self.pass_over_reduced(&mut network, Part::Intermediate, 0, self.parameters.intermediate_epochs, &mut optimiser)?;
         if self.parameters.modes == ModeRule::Corrected && self.parameters.intermediate_epochs > 0 {
-            train::recompute_running_averages(network, self.reduced, Part::Intermediate, self.parameters.batch, self.streams)?;
+            train::recompute_running_averages(&mut network, self.reduced, Part::Intermediate, self.parameters.batch, self.streams)?;
         }
-        Ok(())
+        Ok(network)
     }
 
     fn pass_over_reduced(
