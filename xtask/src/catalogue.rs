@@ -92,9 +92,9 @@ struct Description {
     methods: Vec<Method>,
 }
 
-/// The name of a stage crate's binary: `train` is run by `dcu-train`.
-pub(crate) fn binary(crate_name: &str) -> String {
-    format!("dcu-{crate_name}")
+/// The binary of a stage crate: `train` is run by `dcu-train`.
+fn program(folder: &Path, crate_name: &str) -> PathBuf {
+    folder.join(format!("dcu-{crate_name}{}", std::env::consts::EXE_SUFFIX))
 }
 
 impl Catalogue {
@@ -102,8 +102,9 @@ impl Catalogue {
     pub(crate) fn load(workspace: &Path) -> anyhow::Result<Self> {
         let runner = std::env::current_exe().context("cannot tell where this program is")?;
         let folder = runner.parent().context("this program has no folder")?.to_owned();
-        build(workspace, &folder)?;
         let names = stage_crates(workspace)?;
+        let is_first = names.iter().any(|name| !program(&folder, name).exists());
+        build(workspace, &folder, is_first)?;
         let answers: Vec<anyhow::Result<Vec<Method>>> = std::thread::scope(|scope| {
             let asking: Vec<_> = names.iter().map(|name| scope.spawn(|| describe(&folder, name))).collect();
             asking.into_iter().map(|thread| thread.join().expect("describing does not panic")).collect()
@@ -131,7 +132,7 @@ impl Catalogue {
 
     /// The binary of a stage crate.
     pub(crate) fn program(&self, crate_name: &str) -> PathBuf {
-        self.folder.join(format!("{}{}", binary(crate_name), std::env::consts::EXE_SUFFIX))
+        program(&self.folder, crate_name)
     }
 
     /// Asks a stage crate whether parameters fit, many at once: (method, parameters).
@@ -174,18 +175,22 @@ fn stage_crates(workspace: &Path) -> anyhow::Result<Vec<String>> {
     Ok(names)
 }
 
-/// Brings the stage binaries beside this program up to date, with the profile that cargo built it with.
-fn build(workspace: &Path, folder: &Path) -> anyhow::Result<()> {
+/// Brings the stage binaries beside this program up to date, with the profile that cargo built it with. The first time this takes long, so that
+/// cargo shows what it does.
+fn build(workspace: &Path, folder: &Path, is_first: bool) -> anyhow::Result<()> {
     let profile = match folder.file_name().and_then(|name| name.to_str()) {
         Some(profile) if profile != "debug" => profile,
         _ => "dev",
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .args(["build", "--quiet", "--workspace", "--bins", "--profile", profile])
-        .current_dir(workspace)
-        .status()
-        .context("cannot start cargo to build the stages")?;
+    let mut command = Command::new(cargo);
+    command.args(["build", "--workspace", "--bins", "--profile", profile]).current_dir(workspace);
+    if is_first {
+        eprintln!("building the stages; later runs do this in a moment");
+    } else {
+        command.arg("--quiet");
+    }
+    let status = command.status().context("cannot start cargo to build the stages")?;
     if !status.success() {
         bail!("the stages do not build; see the messages above");
     }
@@ -193,7 +198,7 @@ fn build(workspace: &Path, folder: &Path) -> anyhow::Result<()> {
 }
 
 fn describe(folder: &Path, crate_name: &str) -> anyhow::Result<Vec<Method>> {
-    let program = folder.join(format!("{}{}", binary(crate_name), std::env::consts::EXE_SUFFIX));
+    let program = program(folder, crate_name);
     let output =
         Command::new(&program).args(["describe", "--json"]).output().with_context(|| format!("cannot start `{}`", program.display()))?;
     ensure!(output.status.success(), "`{} describe` failed: {}", program.display(), String::from_utf8_lossy(&output.stderr));

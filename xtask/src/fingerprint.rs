@@ -68,12 +68,14 @@ impl Fingerprints {
         for package in packages {
             lock.entry(package.name.clone()).or_default().push(package);
         }
+        let mut config = read_toml(&workspace.join(".cargo/config.toml")).unwrap_or_default();
+        config.remove("alias");
         let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
         let version = Command::new(rustc).arg("-vV").current_dir(workspace).output().context("cannot ask rustc for its version")?;
         let build = digest_json(&json!({
             "rustc": String::from_utf8_lossy(&version.stdout),
             "flags": std::env::var("RUSTFLAGS").ok(),
-            "config": std::fs::read_to_string(workspace.join(".cargo/config.toml")).ok(),
+            "config": serde_json::to_value(config)?,
             "profile": serde_json::to_value(manifest.get("profile"))?,
         }));
         Ok(Self { workspace: workspace.to_owned(), manifest, lock, build, crates: BTreeMap::new() })
