@@ -77,7 +77,7 @@ impl Error {
             }
             Self::Io { action: "write", .. } => "check that the folder exists and can be written to".into(),
             Self::Io { .. } => "check the path".into(),
-            Self::Damaged { .. } => "delete the file and run the pipeline again: the stage that makes it runs anew".into(),
+            Self::Damaged { .. } => "if it lies in the store, delete it and run the pipeline again: its stage runs anew".into(),
             Self::NotAnArtifact { .. } => {
                 "give a file that a stage of this project wrote; weights from PyTorch enter through `train/import`".into()
             }
