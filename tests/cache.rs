@@ -67,7 +67,10 @@ fn damage_in_the_store_is_found_and_mended() {
     let status = project.xtask("status", &[]).success().stdout;
     assert!(status.contains("stale: its output `model` cannot be used") && status.contains("cut short"), "{status}");
     let error = Finished::of(program("xtask").arg("inspect").arg(&model)).failure();
-    assert!(error.contains("is damaged") && error.contains("help: if it lies in the store, delete it and run the pipeline again"), "{error}");
+    assert!(
+        error.contains("is damaged") && error.contains("help: if it lies in the store, delete it and run the pipeline again"),
+        "{error}"
+    );
     assert_eq!(project.xtask("run", &[]).success().ran(), ["base#1", "report"]);
 
     let mut flipped = bytes.clone();
