@@ -166,46 +166,51 @@ fn weights(golden: &Golden, prefix: &str) -> BTreeMap<String, Stored> {
         .collect()
 }
 
-/// From the same weights and batches, the first 20 losses agree with PyTorch's within 1e-4, and so do all weights and buffers afterwards.
+/// From the same weights and batches, the first 20 losses agree with PyTorch's within 1e-4, and so do all weights and buffers afterwards:
+/// when the whole network is trained, and when its parts are in turn, each through the others, which are frozen but in train mode.
 #[test]
 fn training_goes_as_in_pytorch() {
-    const BATCH: usize = 16;
+    let mlp = Architecture { family: Family::Mlp, input: [3, 16, 16], classes: 5, widths: vec![24, 12], hidden: 0, dropout: 0.0 };
+    let cnn = Architecture { family: Family::Cnn, widths: vec![4, 8, 8, 12], hidden: 20, ..mlp.clone() };
     let golden = golden("training.safetensors");
+    for (name, architecture) in [("mlp", &mlp), ("cnn", &cnn)] {
+        trains_as_in_pytorch(&golden, name, architecture, &[&Part::ALL]);
+        trains_as_in_pytorch(&golden, &format!("{name}_parts"), architecture, &[&[Part::Beginning], &[Part::Intermediate], &[Part::Final]]);
+    }
+}
+
+/// Step `n` trains the parts `turns[n % turns.len()]`.
+fn trains_as_in_pytorch(golden: &Golden, name: &str, architecture: &Architecture, turns: &[&[Part]]) {
+    const BATCH: usize = 16;
     let labels: Vec<u32> = flat(&golden["labels"]).iter().map(|&label| label as u32).collect();
-    let architectures = [
-        ("mlp", Architecture { family: Family::Mlp, input: [3, 16, 16], classes: 5, widths: vec![24, 12], hidden: 0, dropout: 0.0 }),
-        ("cnn", Architecture { family: Family::Cnn, input: [3, 16, 16], classes: 5, widths: vec![4, 8, 8, 12], hidden: 20, dropout: 0.0 }),
-    ];
-    for (name, architecture) in architectures {
-        let mut network = Network::from_tensors(&architecture, &weights(&golden, &format!("{name}.start."))).unwrap();
-        let mut optimiser = Optimiser::new(Rule::Adam { weight_decay: 0.0 });
-        let mut dropout = Streams::new(0, "test").stream("dropout");
-        let mut losses = Vec::new();
-        for step in 0..20 {
-            let rows: Vec<u32> = (0..BATCH).map(|row| ((step * BATCH + row) % labels.len()) as u32).collect();
-            let batch_labels: Vec<u32> = rows.iter().map(|&row| labels[row as usize]).collect();
-            let images = golden["images"].index_select(&Tensor::new(rows, &Device::Cpu).unwrap(), 0).unwrap();
-            let logits = network.forward(&images, &Part::ALL, network::all(Mode::TRAIN), &Part::ALL, &mut dropout).unwrap();
-            let loss = ops::cross_entropy(&logits, &batch_labels).unwrap();
-            optimiser.step(&network.parameters(&Part::ALL), &loss.backward().unwrap(), 1e-3).unwrap();
-            losses.push(f64::from(loss.to_scalar::<f32>().unwrap()));
-        }
-        let expected = flat(&golden[&format!("{name}.losses")]);
-        let largest = losses.iter().zip(&expected).map(|(found, expected)| (found - expected).abs()).fold(0.0, f64::max);
-        assert!(largest <= 1e-4, "{name}: a loss is {largest} away from PyTorch's\n{losses:?}\n{expected:?}");
-        let found = network.to_tensors().unwrap();
-        // Batch normalisation takes a convolution's bias out again: its gradient is nothing but rounding, which Adam blows up to full steps.
-        let is_arbitrary = |key: &str| {
-            name == "cnn" && ["features.0.", "features.4.", "features.8.", "features.12."].iter().any(|layer| key == format!("{layer}bias"))
+    let mut network = Network::from_tensors(architecture, &weights(golden, &format!("{name}.start."))).unwrap();
+    let mut optimiser = Optimiser::new(Rule::Adam { weight_decay: 0.0 });
+    let mut dropout = Streams::new(0, "test").stream("dropout");
+    let mut losses = Vec::new();
+    for step in 0..20 {
+        let trainable = turns[step % turns.len()];
+        let rows: Vec<u32> = (0..BATCH).map(|row| ((step * BATCH + row) % labels.len()) as u32).collect();
+        let batch_labels: Vec<u32> = rows.iter().map(|&row| labels[row as usize]).collect();
+        let images = golden["images"].index_select(&Tensor::new(rows, &Device::Cpu).unwrap(), 0).unwrap();
+        let logits = network.forward(&images, &Part::ALL, network::all(Mode::TRAIN), trainable, &mut dropout).unwrap();
+        let loss = ops::cross_entropy(&logits, &batch_labels).unwrap();
+        optimiser.step(&network.parameters(trainable), &loss.backward().unwrap(), 1e-3).unwrap();
+        losses.push(f64::from(loss.to_scalar::<f32>().unwrap()));
+    }
+    let expected = flat(&golden[&format!("{name}.losses")]);
+    let largest = losses.iter().zip(&expected).map(|(found, expected)| (found - expected).abs()).fold(0.0, f64::max);
+    assert!(largest <= 1e-4, "{name}: a loss is {largest} away from PyTorch's\n{losses:?}\n{expected:?}");
+    let found = network.to_tensors().unwrap();
+    // Batch normalisation takes a convolution's bias out again: its gradient is nothing but rounding, which Adam blows up to full steps.
+    let convolutions = ["features.0.", "features.4.", "features.8.", "features.12."];
+    let is_arbitrary = |key: &str| convolutions.iter().any(|layer| key == format!("{layer}bias"));
+    let ends = weights(golden, &format!("{name}.end."));
+    for (key, expected) in ends.into_iter().filter(|(key, _)| !is_arbitrary(key) && !key.ends_with(".running_mean")) {
+        let values = |tensor: &Stored| match tensor {
+            Stored::F32(array) => array.data.iter().map(|&value| f64::from(value)).collect::<Vec<_>>(),
+            Stored::I64(array) => array.data.iter().map(|&value| value as f64).collect(),
+            other => panic!("{:?}", other.dtype()),
         };
-        let ends = weights(&golden, &format!("{name}.end."));
-        for (key, expected) in ends.into_iter().filter(|(key, _)| !is_arbitrary(key) && !key.ends_with(".running_mean")) {
-            let values = |tensor: &Stored| match tensor {
-                Stored::F32(array) => array.data.iter().map(|&value| f64::from(value)).collect::<Vec<_>>(),
-                Stored::I64(array) => array.data.iter().map(|&value| value as f64).collect(),
-                other => panic!("{:?}", other.dtype()),
-            };
-            assert_close(&format!("{name} {key}"), &values(&found[&key]), &values(&expected), 2e-3);
-        }
+        assert_close(&format!("{name} {key}"), &values(&found[&key]), &values(&expected), 2e-3);
     }
 }

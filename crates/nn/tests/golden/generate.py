@@ -107,13 +107,16 @@ class Cnn(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
-def training(tensors, name, net, forward, rename, images, labels, steps=20, batch=16):
+def training(tensors, name, net, forward, rename, images, labels, parts=None, steps=20, batch=16):
+    """Adam on all parameters; with `parts`, name prefixes, on those of one part a step, in turn, through the others, which are frozen."""
     for key, value in net.state_dict().items():
         tensors[f"{name}.start.{rename(key)}"] = value.clone()
     optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
     losses = []
     for step in range(steps):
         rows = [(step * batch + row) % len(images) for row in range(batch)]
+        for key, parameter in net.named_parameters():
+            parameter.requires_grad_(parts is None or rename(key).startswith(parts[step % len(parts)]))
         optimiser.zero_grad()
         loss = F.cross_entropy(forward(net, images[rows]), labels[rows])
         loss.backward()
@@ -130,6 +133,10 @@ def trainings():
     net, forward, rename = mlp(3, 16, [24, 12], 5)
     training(tensors, "mlp", net, forward, rename, images, labels)
     training(tensors, "cnn", Cnn(3, 16, [4, 8, 8, 12], 20, 5), lambda net, x: net(x), lambda key: key, images, labels)
+    net, forward, rename = mlp(3, 16, [24, 12], 5)
+    training(tensors, "mlp_parts", net, forward, rename, images, labels, [("linear1.",), ("linear2.",), ("linear3.",)])
+    cut = [("features.0.", "features.1.", "features.4.", "features.5."), ("features.8.", "features.9.", "features.12.", "features.13."), ("classifier.",)]
+    training(tensors, "cnn_parts", Cnn(3, 16, [4, 8, 8, 12], 20, 5), lambda net, x: net(x), lambda key: key, images, labels, cut)
     return tensors
 
 
