@@ -8,7 +8,7 @@ use crate::catalogue::Catalogue;
 use crate::metrics::{self, Format};
 use crate::session::{Session, workspace};
 use crate::show::{self, GraphFormat};
-use crate::{regress, run};
+use crate::{bench, regress, run};
 
 /// Runs pipelines of dataset-condensation-driven unlearning, keeps their results, and tells what has changed.
 #[derive(Debug, Parser)]
@@ -98,6 +98,18 @@ enum Command {
         #[arg(long)]
         update_tolerances: bool,
     },
+    /// Time the work of the stages, beside the machine's floor and the same work in Python.
+    Bench {
+        /// Only what has this in its name, such as `train-step`.
+        #[arg(default_value = "")]
+        filter: String,
+        /// The Python with torch and scikit-learn; without them there is nothing to compare with.
+        #[arg(long, default_value = "python3")]
+        python: String,
+        /// As JSON: `name`, `seconds` (median), `floor_share`, `peer_seconds`, `ratio` and more.
+        #[arg(long)]
+        json: bool,
+    },
     /// Show what is in an artifact, or where the results of a stage lie.
     Inspect {
         /// An artifact (`.safetensors`), or a pipeline file.
@@ -134,6 +146,7 @@ impl CommandLine {
             Command::Regress { target, update: true, .. } => regress::update(&target.open()?),
             Command::Regress { target, update_tolerances: true, .. } => regress::update_tolerances(&target.open()?),
             Command::Regress { target, .. } => regress::compare(&target.open()?),
+            Command::Bench { filter, python, json } => bench::bench(&filter, &python, json),
             Command::Inspect { path, stage: None, json, .. } => show::artifact(&path, json),
             Command::Inspect { path, stage: Some(stage), settings, store, json } => {
                 show::results(&Target { pipeline: path, settings, store }.open()?, &stage, json)

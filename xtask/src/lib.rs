@@ -2,6 +2,7 @@
 //!
 //! It links no stage crate. What stages can do it learns from their binaries, and they meet only through artifacts (docs/contracts.md).
 
+mod bench;
 mod catalogue;
 mod cli;
 mod diagnostic;

@@ -1,6 +1,6 @@
 //! The evaluation stages: what a model still knows of the samples that it should have forgotten.
 
-mod logistic;
+pub mod logistic;
 mod membership;
 mod methods;
 

@@ -72,7 +72,8 @@ impl Logistic {
 }
 
 /// The mean accuracy over ten stratified random splits, each trained on nine tenths and tested on the rest.
-pub(crate) fn split_accuracy(members: &[f64], others: &[f64], streams: &Streams) -> f64 {
+#[must_use]
+pub fn split_accuracy(members: &[f64], others: &[f64], streams: &Streams) -> f64 {
     let accuracies = (0..SPLITS).map(|split| {
         let mut stream = streams.indexed("split", split);
         let (mut training, mut tests) = (Vec::new(), Vec::new());

@@ -12,17 +12,18 @@ const TOLERANCE: f64 = 1e-4;
 
 /// A clustering of points.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Clustering {
+pub struct Clustering {
     /// Cluster of each point; clusters are numbered by their first point, and none is empty.
-    pub(crate) cluster: Vec<usize>,
+    pub cluster: Vec<usize>,
     /// Mean of each cluster, [K, D].
-    pub(crate) centroids: Array<f32>,
+    pub centroids: Array<f32>,
     /// Sum of the squared distances of all points to their centroid.
-    pub(crate) inertia: f64,
+    pub inertia: f64,
 }
 
 /// The number of distinct rows.
-pub(crate) fn distinct_rows(points: &Array<f32>) -> usize {
+#[must_use]
+pub fn distinct_rows(points: &Array<f32>) -> usize {
     (0..points.rows()).map(|row| points.row(row).iter().map(|value| value.to_bits()).collect::<Vec<_>>()).collect::<HashSet<_>>().len()
 }
 
@@ -30,7 +31,8 @@ pub(crate) fn distinct_rows(points: &Array<f32>) -> usize {
 ///
 /// # Panics
 /// When there are fewer than `k` distinct points.
-pub(crate) fn cluster(points: &Array<f32>, k: usize, stream: &mut Stream) -> Clustering {
+#[must_use]
+pub fn cluster(points: &Array<f32>, k: usize, stream: &mut Stream) -> Clustering {
     let norms = squared_norms(points);
     let mut centroids = plus_plus(points, &norms, k, stream);
     let threshold = TOLERANCE * mean_variance(points);

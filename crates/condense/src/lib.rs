@@ -1,6 +1,7 @@
 //! The condensation stages: sub-class buckets, one condensed image for each, and the reduced retain set.
 
-mod kmeans;
+pub mod kmeans;
+pub mod matching;
 mod methods;
 
 /// The registry: one line a method.

@@ -16,6 +16,6 @@ pub mod samples;
 pub mod train;
 
 pub use architecture::{Architecture, Family, Part};
-pub use candle_core::{Device, Error, Result, Tensor};
+pub use candle_core::{Device, Error, Result, Tensor, Var};
 pub use network::{Mode, Modes, Network};
 pub use samples::Samples;

@@ -1,0 +1,253 @@
+//! Fast distribution matching (arXiv 2402.00195): each bucket's condensed image is a weighted sum of its images whose feature is moved towards
+//! the bucket's mean feature. All buckets are worked on at once; the loss is a sum over buckets, so that each gets what it would get alone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, Var, bail};
+use dcu_artifact::Array;
+use dcu_nn::optimiser::{Optimiser, Rule};
+use dcu_nn::{Network, Part, Samples, evaluate};
+use rayon::prelude::*;
+
+/// Buckets on the way to their condensed images. A bucket of one image keeps it.
+pub struct Matching<'a> {
+    network: &'a Network,
+    images: Arc<Vec<f32>>,
+    sizes: Vec<usize>,
+    /// Nothing, where each bucket holds one image.
+    moving: Option<Moving>,
+}
+
+/// The buckets of more than one image.
+struct Moving {
+    weights: Var,
+    sum: WeightedSum,
+    target: Tensor,
+    optimiser: Optimiser,
+}
+
+impl<'a> Matching<'a> {
+    /// Starts with the plain mean of each bucket's images: `sizes[0]` samples are of the first bucket, and so on.
+    ///
+    /// # Errors
+    /// When the samples do not fit the network, or there are not as many as the sizes say.
+    pub fn new(network: &'a Network, samples: &Samples, sizes: &[usize]) -> Result<Self> {
+        if sizes.contains(&0) || sizes.iter().sum::<usize>() != samples.len() {
+            bail!("{} samples do not make buckets of {sizes:?}", samples.len());
+        }
+        let images = Arc::new(samples.values(&(0..samples.len()).collect::<Vec<_>>()));
+        let starts = sizes.iter().scan(0, |start, size| Some(std::mem::replace(start, *start + size)));
+        let buckets: Vec<std::ops::Range<usize>> = starts.zip(sizes).map(|(start, size)| start..start + size).collect();
+        let several: Vec<_> = buckets.into_iter().filter(|bucket| bucket.len() > 1).collect();
+        let moving = if several.is_empty() { None } else { Some(Moving::new(network, samples, &images, several)?) };
+        Ok(Self { network, images, sizes: sizes.to_vec(), moving })
+    }
+
+    /// One step of Adam on the weights of all buckets. Returns the sum of their losses before it.
+    ///
+    /// # Errors
+    /// When the samples do not fit the network.
+    pub fn step(&mut self, rate: f64) -> Result<f64> {
+        let Some(moving) = &mut self.moving else { return Ok(0.0) };
+        let fused = moving.weights.apply_op1(moving.sum.clone())?;
+        let features = self.network.evaluate(&fused, &[Part::Beginning, Part::Intermediate])?.flatten_from(1)?;
+        let loss = (features - &moving.target)?.sqr()?.sum_all()?;
+        moving.optimiser.step(&BTreeMap::from([("weights", &moving.weights)]), &loss.backward()?, rate)?;
+        Ok(f64::from(loss.to_scalar::<f32>()?))
+    }
+
+    /// The condensed images, one after another, and the weight of each sample in its bucket's.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn finish(self) -> Result<(Vec<f32>, Vec<f32>)> {
+        let (moved_images, moved_weights) = match self.moving {
+            Some(Moving { weights, sum, .. }) => {
+                let weights = weights.as_detached_tensor();
+                (weights.apply_op1(sum)?.flatten_all()?.to_vec1()?, weights.to_vec1()?)
+            }
+            None => (Vec::new(), Vec::new()),
+        };
+        let pixels = self.images.len() / self.sizes.iter().sum::<usize>().max(1);
+        let (mut images, mut weights) = (Vec::new(), Vec::new());
+        let (mut rest_of_images, mut rest_of_weights, mut start) = (moved_images.as_slice(), moved_weights.as_slice(), 0);
+        for &size in &self.sizes {
+            if size == 1 {
+                images.extend_from_slice(&self.images[start * pixels..(start + 1) * pixels]);
+                weights.push(1.0);
+            } else {
+                let (image, others) = rest_of_images.split_at(pixels);
+                images.extend_from_slice(image);
+                let (own, other_weights) = rest_of_weights.split_at(size);
+                weights.extend_from_slice(own);
+                (rest_of_images, rest_of_weights) = (others, other_weights);
+            }
+            start += size;
+        }
+        Ok((images, weights))
+    }
+}
+
+impl Moving {
+    fn new(network: &Network, samples: &Samples, images: &Arc<Vec<f32>>, buckets: Vec<std::ops::Range<usize>>) -> Result<Self> {
+        let features = evaluate::features(network, samples)?;
+        let initial: Vec<f32> = buckets.iter().flat_map(|bucket| std::iter::repeat_n(1.0 / bucket.len() as f32, bucket.len())).collect();
+        let count = initial.len();
+        Ok(Self {
+            weights: Var::from_tensor(&Tensor::from_vec(initial, count, &Device::Cpu)?)?,
+            target: mean_features(&features, &buckets)?,
+            sum: WeightedSum { images: images.clone(), buckets, shape: samples.shape().to_vec() },
+            optimiser: Optimiser::new(Rule::Adam { weight_decay: 0.0 }),
+        })
+    }
+}
+
+fn mean_features(features: &Array<f32>, buckets: &[std::ops::Range<usize>]) -> Result<Tensor> {
+    let mut means = Vec::with_capacity(buckets.len() * features.row_len());
+    for bucket in buckets {
+        let mut mean = vec![0.0_f64; features.row_len()];
+        for row in bucket.clone() {
+            mean.iter_mut().zip(features.row(row)).for_each(|(sum, &value)| *sum += f64::from(value));
+        }
+        means.extend(mean.into_iter().map(|sum| (sum / bucket.len() as f64) as f32));
+    }
+    Tensor::from_vec(means, (buckets.len(), features.row_len()), &Device::Cpu)
+}
+
+/// From the weights of the buckets' images [M] to the weighted sum of each bucket's images [B, C, H, W].
+#[derive(Clone)]
+struct WeightedSum {
+    images: Arc<Vec<f32>>,
+    /// The images of each bucket.
+    buckets: Vec<std::ops::Range<usize>>,
+    shape: Vec<usize>,
+}
+
+impl WeightedSum {
+    fn pixels(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// For each bucket its images and where their weights start.
+    fn offsets(&self) -> impl Iterator<Item = (&std::ops::Range<usize>, usize)> {
+        self.buckets.iter().scan(0, |next, bucket| Some((bucket, std::mem::replace(next, *next + bucket.len()))))
+    }
+}
+
+impl CustomOp1 for WeightedSum {
+    fn name(&self) -> &'static str {
+        "weighted_sum"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (CpuStorage::F32(weights), Some((from, to))) = (storage, layout.contiguous_offsets()) else {
+            bail!("the weights must be contiguous f32")
+        };
+        let (weights, pixels) = (&weights[from..to], self.pixels());
+        let mut output = vec![0.0_f32; self.buckets.len() * pixels];
+        let offsets: Vec<_> = self.offsets().collect();
+        output.par_chunks_mut(pixels).zip(offsets).for_each(|(output, (bucket, offset))| {
+            for (image, weight) in self.images[bucket.start * pixels..bucket.end * pixels].chunks_exact(pixels).zip(&weights[offset..]) {
+                output.iter_mut().zip(image).for_each(|(sum, value)| *sum += weight * value);
+            }
+        });
+        let shape: Vec<usize> = std::iter::once(self.buckets.len()).chain(self.shape.iter().copied()).collect();
+        Ok((CpuStorage::F32(output), shape.into()))
+    }
+
+    fn bwd(&self, weights: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let (gradient, pixels) = (gradient.flatten_all()?.to_vec1::<f32>()?, self.pixels());
+        let rows: Vec<(usize, usize)> =
+            self.buckets.iter().enumerate().flat_map(|(index, bucket)| bucket.clone().map(move |row| (index, row))).collect();
+        let result: Vec<f32> = rows
+            .par_iter()
+            .map(|&(bucket, row)| dot(&self.images[row * pixels..(row + 1) * pixels], &gradient[bucket * pixels..(bucket + 1) * pixels]))
+            .collect();
+        Tensor::from_vec(result, weights.shape(), weights.device()).map(Some)
+    }
+}
+
+fn dot(left: &[f32], right: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let (lefts, rights) = (left.chunks_exact(LANES), right.chunks_exact(LANES));
+    let rest: f32 = lefts.remainder().iter().zip(rights.remainder()).map(|(left, right)| left * right).sum();
+    let mut lanes = [0.0_f32; LANES];
+    lefts
+        .zip(rights)
+        .for_each(|(left, right)| lanes.iter_mut().zip(left.iter().zip(right)).for_each(|(lane, (left, right))| *lane += left * right));
+    lanes.iter().sum::<f32>() + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use dcu_nn::rng::Streams;
+    use dcu_nn::{Architecture, Family};
+
+    use super::*;
+
+    const SIZES: [usize; 5] = [3, 1, 7, 1, 2];
+
+    fn network() -> Network {
+        let architecture = Architecture { family: Family::Cnn, input: [3, 8, 8], classes: 4, widths: vec![6, 8], hidden: 10, dropout: 0.5 };
+        Network::initialised(&architecture, &Streams::new(1, "test")).unwrap()
+    }
+
+    fn samples(rows: std::ops::Range<usize>) -> Samples {
+        let images = rows.clone().flat_map(|row| {
+            let mut stream = Streams::new(2, "test").indexed("image", row as u64);
+            (0..3 * 8 * 8).map(|_| stream.normal()).collect::<Vec<_>>()
+        });
+        Samples::of_values(Array::new(vec![rows.len(), 3, 8, 8], images.collect()), vec![0; rows.len()]).unwrap()
+    }
+
+    fn condensed(samples: &Samples, sizes: &[usize]) -> (Vec<f32>, Vec<f32>) {
+        let network = network();
+        let mut matching = Matching::new(&network, samples, sizes).unwrap();
+        for _ in 0..30 {
+            matching.step(1e-3).unwrap();
+        }
+        matching.finish().unwrap()
+    }
+
+    #[test]
+    fn each_bucket_gets_what_it_would_get_alone() {
+        let (images, weights) = condensed(&samples(0..14), &SIZES);
+        let mut start = 0;
+        for (bucket, size) in SIZES.into_iter().enumerate() {
+            let (alone, own_weights) = condensed(&samples(start..start + size), &[size]);
+            let largest = |values: &[f32]| values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+            for (found, expected) in [(&images[bucket * 192..][..192], &alone), (&weights[start..][..size], &own_weights)] {
+                let apart: Vec<f32> = found.iter().zip(expected).map(|(found, expected)| found - expected).collect();
+                assert!(largest(&apart) <= 1e-5 * largest(expected), "bucket {bucket}: {} apart", largest(&apart));
+            }
+            start += size;
+        }
+    }
+
+    #[test]
+    fn a_bucket_of_one_keeps_its_image() {
+        let (images, weights) = condensed(&samples(0..14), &SIZES);
+        assert_eq!((weights[3], &images[192..2 * 192]), (1.0, samples(3..4).values(&[0]).as_slice()));
+        let (images, weights) = condensed(&samples(0..2), &[1, 1]);
+        assert_eq!((weights, images), (vec![1.0; 2], samples(0..2).values(&[0, 1])));
+    }
+
+    #[test]
+    fn the_features_come_closer_and_the_weights_move() {
+        let network = network();
+        let mut matching = Matching::new(&network, &samples(0..14), &SIZES).unwrap();
+        let losses: Vec<f64> = (0..60).map(|_| matching.step(1e-3).unwrap()).collect();
+        assert!(losses[59] < 0.9 * losses[0], "{losses:?}");
+        let (_, weights) = matching.finish().unwrap();
+        assert!((weights[0] - 1.0 / 3.0).abs() > 1e-3);
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_refused() {
+        let network = network();
+        for sizes in [&[3, 10][..], &[14, 0]] {
+            assert!(Matching::new(&network, &samples(0..14), sizes).is_err());
+        }
+    }
+}
