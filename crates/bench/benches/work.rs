@@ -95,7 +95,7 @@ fn floors(criterion: &mut Criterion) {
     });
     let source = vec![1.0_f32; 1 << 25];
     let mut target = vec![0.0_f32; 1 << 25];
-    one(criterion, "floor/copy", Some(Throughput::Bytes(2 * 4 << 25)), || {
+    one(criterion, "floor/copy", Some(Throughput::Bytes(8 << 25)), || {
         target.par_chunks_mut(1 << 16).zip(source.par_chunks(1 << 16)).for_each(|(target, source)| target.copy_from_slice(source));
         black_box(&target);
     });

@@ -35,7 +35,7 @@ impl Default for Parameters {
 
 impl Method for Fdm {
     const NAME: &'static str = "fdm";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const SUMMARY: &'static str = "Condenses each bucket to one weighted sum of its images that matches their mean feature";
     const USES_SEED: bool = false;
     const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Model>("model"), Input::one::<Buckets>("buckets")];
