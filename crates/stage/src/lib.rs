@@ -23,5 +23,6 @@ pub use checkpoint::{Checkpoints, Snapshot};
 pub use command::main;
 pub use context::Context;
 pub use failure::{Failure, Rejected};
+pub use memory::keep_freed_memory;
 pub use method::{Entry, External, Input, Method, Output, entry};
 pub use progress::Progress;
