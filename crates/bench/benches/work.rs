@@ -12,12 +12,14 @@ use dcu_nn::matrix::{Matrix, product};
 use dcu_nn::ops::{self, Convolution};
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
-use dcu_nn::{Architecture, Device, Family, Mode, Network, Part, Samples, Var, evaluate, network};
+use dcu_nn::{Architecture, Device, Family, Mode, Network, Part, Samples, Tensor, Var, evaluate, network};
 use rayon::prelude::*;
 
 const BATCH: usize = 256;
 const IMAGE: [usize; 3] = [3, 32, 32];
 const CLASSES: usize = 10;
+/// Rows and columns of a large matrix.
+const SIDE: usize = 1536;
 
 fn main() {
     dcu_stage::keep_freed_memory();
@@ -27,6 +29,7 @@ fn main() {
         .measurement_time(Duration::from_secs(3))
         .configure_from_args();
     floors(&mut criterion);
+    products(&mut criterion);
     training(&mut criterion);
     features(&mut criterion);
     convolutions(&mut criterion);
@@ -54,7 +57,7 @@ fn paper(family: Family) -> Network {
     Network::initialised(&Architecture::of_paper(family, IMAGE, CLASSES), &streams()).expect("the paper's network")
 }
 
-/// Multiplications and additions of one image's way through some parts, counted once forward.
+/// Multiplications and additions of one image's way through some parts, counted once forward, by the definition of the layers.
 fn operations(family: Family, parts: &[Part]) -> u64 {
     use dcu_nn::architecture::Layer;
     let layers = Architecture::of_paper(family, IMAGE, CLASSES).layers().expect("the paper's network");
@@ -62,12 +65,11 @@ fn operations(family: Family, parts: &[Part]) -> u64 {
     for part in Part::ALL {
         for layer in &layers[part as usize] {
             let operations = match layer {
-                Layer::Convolution { inputs, outputs, .. } => 2 * 9 * inputs * outputs * positions,
-                Layer::Linear { inputs, outputs, .. } => 2 * inputs * outputs,
-                Layer::MaxPool => {
+                Layer::Block { inputs, outputs, .. } => {
                     positions /= 4;
-                    0
+                    2 * 9 * inputs * outputs * 4 * positions
                 }
+                Layer::Linear { inputs, outputs, .. } => 2 * inputs * outputs,
                 _ => 0,
             };
             total += if parts.contains(&part) { operations as u64 } else { 0 };
@@ -89,12 +91,12 @@ fn one<W: FnMut()>(criterion: &mut Criterion, name: &str, throughput: Option<Thr
     group.finish();
 }
 
-/// What the machine can do at best: a large matrix product and a large copy.
+/// What the machine can do at best: a large matrix product, by candle, and a large copy.
 fn floors(criterion: &mut Criterion) {
-    const SIDE: usize = 1536;
     one(criterion, "floor/product", Some(Throughput::Elements(2 * (SIDE as u64).pow(3))), || {
-        let (left, right) = (normals("left", SIDE * SIDE), normals("right", SIDE * SIDE));
-        move || drop(black_box(product(Matrix::new(&left, SIDE, SIDE), Matrix::new(&right, SIDE, SIDE))))
+        let [left, right] = ["left", "right"]
+            .map(|name| Tensor::from_vec(normals(name, SIDE * SIDE), (SIDE, SIDE), &Device::Cpu).expect("a square matrix"));
+        move || drop(black_box(left.matmul(&right).expect("a product")))
     });
     one(criterion, "floor/copy", Some(Throughput::Bytes(8 << 25)), || {
         let (source, mut target) = (vec![1.0_f32; 1 << 25], vec![0.0_f32; 1 << 25]);
@@ -127,6 +129,14 @@ fn training(criterion: &mut Criterion) {
     }
 }
 
+/// A matrix product of our own, of the floor's size.
+fn products(criterion: &mut Criterion) {
+    one(criterion, "ops/product", Some(Throughput::Elements(2 * (SIDE as u64).pow(3))), || {
+        let (left, right) = (normals("left", SIDE * SIDE), normals("right", SIDE * SIDE));
+        move || drop(black_box(product(Matrix::new(&left, SIDE, SIDE), Matrix::new(&right, SIDE, SIDE))))
+    });
+}
+
 /// Features of 1024 images, as clustering takes them.
 fn features(criterion: &mut Criterion) {
     const COUNT: usize = 1024;
@@ -157,7 +167,7 @@ impl Shape {
     }
 
     fn arguments(&self) -> [Var; 3] {
-        let dims = [&[Self::IMAGES, self.inputs, self.side, self.side][..], &[self.outputs, self.inputs, 3, 3], &[self.outputs]];
+        let dims = [&[Self::IMAGES, self.side, self.side, self.inputs][..], &[self.outputs, self.inputs, 3, 3], &[self.outputs]];
         dims.map(|dims| {
             let values: Vec<f32> = normals("arguments", dims.iter().product()).into_iter().map(|value| 0.05 * value).collect();
             Var::from_vec(values, dims, &Device::Cpu).expect("a variable")

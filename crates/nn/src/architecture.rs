@@ -47,28 +47,26 @@ pub struct Architecture {
     pub dropout: f64,
 }
 
-/// One layer. Names are those of a PyTorch state dict.
+/// One layer, or a few that are computed together. Names are those of a PyTorch state dict.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Layer {
-    /// Convolution of 3 x 3 with padding 1: parameters `NAME.weight`, `NAME.bias`.
-    Convolution {
-        /// The name in the state dict.
-        name: String,
+    /// [N, C, H, W] to [N, H, W, C], as convolutions take them.
+    ChannelsLast,
+    /// Convolution of 3 x 3 with padding 1, batch normalisation, rectification, maximum over windows of 2 x 2. Of both `convolution` and
+    /// `normalisation` the parameters are `NAME.weight` and `NAME.bias`; the buffers of the latter `NAME.running_mean`,
+    /// `NAME.running_var`, `NAME.num_batches_tracked`.
+    Block {
+        /// The name of the convolution in the state dict.
+        convolution: String,
+        /// The name of the batch normalisation in the state dict.
+        normalisation: String,
         /// Input channels.
         inputs: usize,
         /// Output channels.
         outputs: usize,
     },
-    /// Batch normalisation and rectification: parameters `NAME.weight`, `NAME.bias`, buffers `NAME.running_mean`, `NAME.running_var`,
-    /// `NAME.num_batches_tracked`.
-    BatchNormRelu {
-        /// The name in the state dict.
-        name: String,
-        /// Channels.
-        channels: usize,
-    },
-    /// Maximum over windows of 2 x 2.
-    MaxPool,
+    /// [N, H, W, C] to [N, C, H, W].
+    ChannelsFirst,
     /// [N, C, H, W] to [N, C·H·W].
     Flatten,
     /// Fully connected: parameters `NAME.weight`, `NAME.bias`.
@@ -148,18 +146,15 @@ impl Architecture {
         if self.hidden == 0 {
             return Err("the hidden layer of a CNN cannot be empty".into());
         }
-        let mut parts = [Vec::new(), Vec::new(), Vec::new()];
+        let mut parts = [vec![Layer::ChannelsLast], Vec::new(), Vec::new()];
         let mut inputs = channels;
         for (block, &outputs) in self.widths.iter().enumerate() {
             let name = |offset: usize| format!("features.{}", 4 * block + offset);
-            parts[usize::from(block >= blocks / 2)].extend([
-                Layer::Convolution { name: name(0), inputs, outputs },
-                Layer::BatchNormRelu { name: name(1), channels: outputs },
-                Layer::MaxPool,
-            ]);
+            let part = &mut parts[usize::from(block >= blocks / 2)];
+            part.push(Layer::Block { convolution: name(0), normalisation: name(1), inputs, outputs });
             (inputs, height, width) = (outputs, height / 2, width / 2);
         }
-        parts[1].push(Layer::Flatten);
+        parts[1].extend([Layer::ChannelsFirst, Layer::Flatten]);
         parts[2] = vec![
             Layer::Linear { name: "classifier.0".into(), inputs: inputs * height * width, outputs: self.hidden },
             Layer::Relu,
@@ -178,8 +173,7 @@ mod tests {
         layers
             .iter()
             .map(|layer| match layer {
-                Layer::Convolution { inputs, outputs, .. } => (inputs * 9 + 1) * outputs,
-                Layer::BatchNormRelu { channels, .. } => 2 * channels,
+                Layer::Block { inputs, outputs, .. } => (inputs * 9 + 1) * outputs + 2 * outputs,
                 Layer::Linear { inputs, outputs, .. } => (inputs + 1) * outputs,
                 _ => 0,
             })

@@ -8,12 +8,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::architecture::{Architecture, Layer, Part};
-use crate::ops::{self, Convolution};
+use crate::ops::{self, Block, Convolution, Normalisation};
 use crate::rng::{Stream, Streams};
 
 /// How much of the running averages a new batch replaces, as in PyTorch.
 pub(crate) const MOMENTUM: f64 = 0.1;
-const CONVOLUTION: Convolution = Convolution { stride: 1, padding: 1 };
+const BLOCK: Block = Block { convolution: Convolution { stride: 1, padding: 1 }, rectify: true, pool: true };
 
 /// How the layers of one part behave that act differently in training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +70,29 @@ pub(crate) struct RunningAverages {
     pub(crate) mean: Vec<f32>,
     pub(crate) variance: Vec<f32>,
     batches: i64,
+}
+
+impl RunningAverages {
+    /// The block that these averages belong to, in the given mode.
+    fn block(&mut self, input: &Tensor, weight: &Tensor, parameters: [&Tensor; 3], mode: Mode) -> Result<Tensor> {
+        if !mode.batch_statistics {
+            let wide = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<f64>>();
+            let (mean, variance) = (wide(&self.mean), wide(&self.variance));
+            let fixed = Normalisation::Fixed { mean: &mean, variance: &variance };
+            return Ok(ops::conv_block(input, weight, parameters, BLOCK, fixed)?.0);
+        }
+        let (output, statistics) = ops::conv_block(input, weight, parameters, BLOCK, Normalisation::Batch)?;
+        let Some(statistics) = statistics.filter(|statistics| statistics.count > 1) else {
+            bail!("batch normalisation in training needs more than one value per channel");
+        };
+        let blend = |old: &mut [f32], new: &[f64]| {
+            old.iter_mut().zip(new).for_each(|(old, new)| *old = ((1.0 - MOMENTUM) * f64::from(*old) + MOMENTUM * new) as f32);
+        };
+        blend(&mut self.mean, &statistics.mean);
+        blend(&mut self.variance, &statistics.unbiased_variance());
+        self.batches += 1;
+        Ok(output)
+    }
 }
 
 /// A network with its weights.
@@ -138,25 +161,23 @@ impl Network {
         };
         for layer in layers.iter().flatten() {
             match layer {
-                Layer::Convolution { name, inputs, outputs } => {
-                    parameter(format!("{name}.weight"), &[*outputs, *inputs, 3, 3], Some(inputs * 9))?;
-                    parameter(format!("{name}.bias"), &[*outputs], Some(inputs * 9))?;
+                Layer::Block { convolution, normalisation, inputs, outputs } => {
+                    parameter(format!("{convolution}.weight"), &[*outputs, *inputs, 3, 3], Some(inputs * 9))?;
+                    parameter(format!("{convolution}.bias"), &[*outputs], Some(inputs * 9))?;
+                    parameter(format!("{normalisation}.weight"), &[*outputs], None)?;
+                    parameter(format!("{normalisation}.bias"), &[*outputs], None)?;
                 }
                 Layer::Linear { name, inputs, outputs } => {
                     parameter(format!("{name}.weight"), &[*outputs, *inputs], Some(*inputs))?;
                     parameter(format!("{name}.bias"), &[*outputs], Some(*inputs))?;
                 }
-                Layer::BatchNormRelu { name, channels } => {
-                    parameter(format!("{name}.weight"), &[*channels], None)?;
-                    parameter(format!("{name}.bias"), &[*channels], None)?;
-                }
                 _ => {}
             }
         }
         for layer in layers.iter().flatten() {
-            if let Layer::BatchNormRelu { name, channels } = layer {
-                let mean = values(&format!("{name}.running_mean"), &[*channels], None)?;
-                let variance = values(&format!("{name}.running_var"), &[*channels], None)?;
+            if let Layer::Block { normalisation: name, outputs, .. } = layer {
+                let mean = values(&format!("{name}.running_mean"), &[*outputs], None)?;
+                let variance = values(&format!("{name}.running_var"), &[*outputs], None)?;
                 averages.insert(name.clone(), RunningAverages { mean, variance, batches: 0 });
             }
         }
@@ -199,9 +220,10 @@ impl Network {
     #[must_use]
     pub fn parameters(&self, parts: &[Part]) -> BTreeMap<&str, &Var> {
         let layers = parts.iter().flat_map(|&part| &self.layers[part as usize]);
-        let names = layers.filter_map(|layer| match layer {
-            Layer::Convolution { name, .. } | Layer::Linear { name, .. } | Layer::BatchNormRelu { name, .. } => Some(name),
-            _ => None,
+        let names = layers.flat_map(|layer| match layer {
+            Layer::Block { convolution, normalisation, .. } => vec![convolution, normalisation],
+            Layer::Linear { name, .. } => vec![name],
+            _ => Vec::new(),
         });
         names
             .flat_map(|name| [format!("{name}.weight"), format!("{name}.bias")])
@@ -213,7 +235,7 @@ impl Network {
     /// The names of the batch normalisations of a part.
     pub(crate) fn batch_norms(&self, part: Part) -> impl Iterator<Item = &String> {
         self.layers[part as usize].iter().filter_map(|layer| match layer {
-            Layer::BatchNormRelu { name, .. } => Some(name),
+            Layer::Block { normalisation, .. } => Some(normalisation),
             _ => None,
         })
     }
@@ -222,7 +244,7 @@ impl Network {
     #[must_use]
     pub fn is_fixed(&self, part: Part, mode: Mode) -> bool {
         self.layers[part as usize].iter().all(|layer| match layer {
-            Layer::BatchNormRelu { .. } => !mode.batch_statistics,
+            Layer::Block { .. } => !mode.batch_statistics,
             Layer::Dropout(probability) => !mode.dropout || *probability == 0.0,
             _ => true,
         })
@@ -243,15 +265,15 @@ impl Network {
                     if trainable.contains(&part) { parameter.as_tensor().clone() } else { parameter.as_detached_tensor() }
                 };
                 value = match layer {
-                    Layer::Convolution { name, .. } => {
-                        ops::conv2d(&value, &parameter(name, "weight"), &parameter(name, "bias"), CONVOLUTION)?
+                    Layer::ChannelsLast => ops::channels_last(&value)?,
+                    Layer::ChannelsFirst => ops::channels_first(&value)?,
+                    Layer::Block { convolution, normalisation, .. } => {
+                        let weight = parameter(convolution, "weight");
+                        let [bias, scale, shift] =
+                            [parameter(convolution, "bias"), parameter(normalisation, "weight"), parameter(normalisation, "bias")];
+                        let averages = self.averages.get_mut(normalisation).expect("built with every layer");
+                        averages.block(&value, &weight, [&bias, &scale, &shift], mode)?
                     }
-                    Layer::BatchNormRelu { name, .. } => {
-                        let (scale, shift) = (parameter(name, "weight"), parameter(name, "bias"));
-                        let averages = self.averages.get_mut(name).expect("built with every layer");
-                        batch_norm_relu(&value, &scale, &shift, averages, mode)?
-                    }
-                    Layer::MaxPool => ops::max_pool2d(&value, 2)?,
                     Layer::Flatten => value.flatten_from(1)?,
                     Layer::Linear { name, .. } => ops::linear(&value, &parameter(name, "weight"), &parameter(name, "bias"))?,
                     Layer::Relu => ops::relu(&value)?,
@@ -271,22 +293,4 @@ impl Network {
         // In eval mode neither the buffers nor the dropout stream are touched; the clone shares the parameters.
         self.clone().forward(input, parts, all(Mode::EVAL), &[], &mut Streams::new(0, "evaluate").stream("unused"))
     }
-}
-
-fn batch_norm_relu(input: &Tensor, scale: &Tensor, shift: &Tensor, averages: &mut RunningAverages, mode: Mode) -> Result<Tensor> {
-    if !mode.batch_statistics {
-        let wide = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<f64>>();
-        return ops::batch_norm_eval(input, scale, shift, &wide(&averages.mean), &wide(&averages.variance), true);
-    }
-    let statistics = ops::batch_statistics(input)?;
-    if statistics.count < 2 {
-        bail!("batch normalisation in training needs more than one value per channel");
-    }
-    let blend = |old: &mut [f32], new: &[f64]| {
-        old.iter_mut().zip(new).for_each(|(old, new)| *old = ((1.0 - MOMENTUM) * f64::from(*old) + MOMENTUM * new) as f32);
-    };
-    blend(&mut averages.mean, &statistics.mean);
-    blend(&mut averages.variance, &statistics.unbiased_variance());
-    averages.batches += 1;
-    ops::batch_norm_train(input, scale, shift, &statistics, true)
 }

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{dtype_of, for_real, stored, values, with_values};
+use super::{composed, dtype_of, for_real, stored, values, with_values};
 use crate::matrix::Real;
 use crate::rng::Stream;
 
@@ -12,8 +12,11 @@ const CHUNK: usize = 1 << 14;
 /// `max(x, 0)`, with the gradient 0 at 0 as in PyTorch.
 ///
 /// # Errors
-/// When the tensor is not f32 or f64 on the CPU.
+/// When the tensor is neither f32 nor f64.
 pub fn relu(input: &Tensor) -> Result<Tensor> {
+    if !input.device().is_cpu() {
+        return composed::relu(input);
+    }
     input.contiguous()?.apply_op1(Relu)
 }
 
@@ -48,7 +51,7 @@ fn rectified<T: Real>(input: &[T]) -> Vec<T> {
 }
 
 /// `gradient` where `output` is positive, else 0.
-pub(super) fn where_positive<T: Real>(output: &[T], gradient: &[T]) -> Vec<T> {
+fn where_positive<T: Real>(output: &[T], gradient: &[T]) -> Vec<T> {
     let mut passed = vec![T::default(); gradient.len()];
     passed.par_chunks_mut(CHUNK).zip(output.par_chunks(CHUNK)).zip(gradient.par_chunks(CHUNK)).for_each(|((passed, output), gradient)| {
         passed.iter_mut().zip(output).zip(gradient).for_each(|((passed, &output), &gradient)| {
@@ -61,10 +64,14 @@ pub(super) fn where_positive<T: Real>(output: &[T], gradient: &[T]) -> Vec<T> {
 /// Sets each value to 0 with the given probability and scales the rest by `1 / (1 - probability)`.
 ///
 /// # Errors
-/// When the tensor is not f32 or f64 on the CPU.
+/// When the tensor is neither f32 nor f64.
 pub fn dropout(input: &Tensor, probability: f64, stream: &mut Stream) -> Result<Tensor> {
     let keep = 1.0 - probability;
     let mask: Vec<bool> = (0..input.elem_count()).map(|_| f64::from(stream.uniform()) < keep).collect();
+    if !input.device().is_cpu() {
+        let factors: Vec<f64> = mask.iter().map(|&kept| if kept { 1.0 / keep } else { 0.0 }).collect();
+        return input * Tensor::from_vec(factors, input.shape(), input.device())?.to_dtype(input.dtype())?;
+    }
     input.contiguous()?.apply_op1(Dropout { mask, scale: 1.0 / keep })
 }
 

@@ -3,17 +3,20 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{dtype_of, for_real, stored, values, with_values};
+use super::{composed, dtype_of, for_real, stored, values, with_values};
 use crate::matrix::{Matrix, Real, product};
 
 /// `input · weightᵀ + bias`: input [N, I], weight [O, I], bias [O], result [N, O].
 ///
 /// # Errors
-/// When the shapes do not fit or a tensor is not f32 or f64 on the CPU.
+/// When the shapes do not fit or a tensor is neither f32 nor f64.
 pub fn linear(input: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let ((_, inputs), (outputs, columns), biases) = (input.dims2()?, weight.dims2()?, bias.dims1()?);
     if inputs != columns || outputs != biases {
         bail!("a linear layer of {columns} to {outputs} with {biases} biases does not take {inputs} inputs");
+    }
+    if !input.device().is_cpu() {
+        return composed::linear(input, weight, bias);
     }
     input.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear)
 }
@@ -67,7 +70,8 @@ impl CustomOp3 for Linear {
     }
 }
 
-fn column_sums<T: Real>(values: &[T], columns: usize) -> Vec<T> {
+/// The sum of each column of row-major values.
+pub(super) fn column_sums<T: Real>(values: &[T], columns: usize) -> Vec<T> {
     values.chunks_exact(columns).fold(vec![T::default(); columns], |mut sums, row| {
         sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += *value);
         sums

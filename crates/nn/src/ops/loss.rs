@@ -2,15 +2,18 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 
-use super::{dtype_of, for_real, stored, values, with_values};
+use super::{composed, dtype_of, for_real, stored, values, with_values};
 use crate::matrix::Real;
 
 /// The mean over the batch of `-ln softmax(logits)[label]`, a scalar; logits [N, classes].
 ///
 /// # Errors
-/// When a label is out of range, the numbers of rows differ, or the logits are not f32 or f64 on the CPU.
+/// When a label is out of range, the numbers of rows differ, or the logits are neither f32 nor f64.
 pub fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Result<Tensor> {
     check(logits, labels)?;
+    if !logits.device().is_cpu() {
+        return composed::cross_entropy(logits, labels);
+    }
     logits.contiguous()?.apply_op1(CrossEntropy { labels: labels.to_vec() })
 }
 
@@ -20,7 +23,7 @@ pub fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Result<Tensor> {
 /// As [`cross_entropy`].
 pub fn cross_entropy_per_sample(logits: &Tensor, labels: &[u32]) -> Result<Vec<f64>> {
     let (_, classes) = check(logits, labels)?;
-    let logits = logits.to_dtype(candle_core::DType::F64)?;
+    let logits = logits.to_device(&candle_core::Device::Cpu)?.to_dtype(candle_core::DType::F64)?;
     with_values::<f64, _>(&[&logits], |arguments| Ok(losses(arguments[0], classes, labels)))
 }
 

@@ -1,4 +1,5 @@
-//! Differentiable operations on top of candle's `CustomOp` traits, for the CPU in f32 and f64.
+//! Differentiable operations on top of candle's `CustomOp` traits, for the CPU in f32 and f64; on other devices they are made of candle's own
+//! ([`composed`]). Images are channels last, [N, H, W, C], so that all channels of a pixel are worked on together.
 //!
 //! Why not candle's own, as of 0.11.1: `max_pool2d` gives 1/k² of the true gradient, `relu` has the gradient 1 at 0, dropout
 //! cannot be seeded, the backward pass of `conv2d` runs an order of magnitude slower than its forward pass, and every backward pass
@@ -6,7 +7,11 @@
 //! with PyTorch. A gradient is computed only for an argument that takes part in differentiation.
 
 mod activation;
+mod attention;
+mod block;
+pub mod composed;
 mod convolution;
+mod layout;
 mod linear;
 mod loss;
 mod norm;
@@ -16,11 +21,14 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
 
 pub use activation::{dropout, relu};
+pub use attention::attention;
+pub use block::{Block, Normalisation, conv_block};
 pub use convolution::{Convolution, conv2d};
+pub use layout::{channels_first, channels_last};
 pub use linear::linear;
 pub use loss::{cross_entropy, cross_entropy_per_sample};
-pub use norm::{BATCH_NORM_EPSILON, Statistics, batch_norm_eval, batch_norm_train, batch_statistics};
-pub use pool::max_pool2d;
+pub use norm::{BATCH_NORM_EPSILON, Statistics, layer_norm};
+pub use pool::{Pooling, avg_pool2d, max_pool2d};
 
 use crate::matrix::Real;
 

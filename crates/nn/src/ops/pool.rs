@@ -1,79 +1,112 @@
-//! Maximum pooling.
+//! Maximum and average pooling of channels-last images, over windows of any size and distance.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use std::sync::Mutex;
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
-use super::{dtype_of, for_real, stored, values, with_values};
-use crate::matrix::Real;
+use super::{composed, dtype_of, for_real, stored, values, with_values};
+use crate::matrix::{Real, vectorised};
 
-/// The maximum of each `size` x `size` window, `size` apart: [N, C, H, W] to [N, C, H / size, W / size]. Rows and columns that do not fill
-/// a window are left out. The gradient goes to the first maximum of a window, row by row, as in PyTorch.
+/// The windows of a pooling, square.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pooling {
+    /// Rows and columns of a window.
+    pub size: usize,
+    /// Pixels from one window to the next.
+    pub stride: usize,
+    /// Pixels on each side that belong to no image: never the maximum, and 0 in an average, where they count, as in PyTorch.
+    pub padding: usize,
+}
+
+impl Pooling {
+    /// The number of windows along `extent` pixels.
+    pub(super) fn windows(&self, extent: usize) -> Result<usize> {
+        let padded = extent + 2 * self.padding;
+        if self.size == 0 || self.stride == 0 || self.padding > self.size / 2 || padded < self.size {
+            bail!("{self:?} does not fit {extent} pixels; a padding of half a window at most is possible");
+        }
+        Ok((padded - self.size) / self.stride + 1)
+    }
+}
+
+/// The maximum of each window: [N, H, W, C] to [N, H', W', C]. The gradient goes to the first maximum of a window, row by row, as in PyTorch.
 ///
 /// # Errors
-/// When the images are smaller than a window, or the tensor is not f32 or f64 on the CPU.
-pub fn max_pool2d(input: &Tensor, size: usize) -> Result<Tensor> {
-    let (_, _, height, width) = input.dims4()?;
-    if size == 0 || height < size || width < size {
-        bail!("a {size} x {size} window does not fit into {height} x {width}");
+/// When the windows do not fit, or the tensor is neither f32 nor f64.
+pub fn max_pool2d(input: &Tensor, pooling: Pooling) -> Result<Tensor> {
+    let shape = Shapes::new(input, pooling)?;
+    if !input.device().is_cpu() {
+        return composed::max_pool2d(input, pooling);
     }
-    input.contiguous()?.apply_op1(MaxPool { size })
+    input.contiguous()?.apply_op1(MaxPool { shape, places: Mutex::new(Vec::new()) })
+}
+
+/// The mean of each window: [N, H, W, C] to [N, H', W', C].
+///
+/// # Errors
+/// As [`max_pool2d`].
+pub fn avg_pool2d(input: &Tensor, pooling: Pooling) -> Result<Tensor> {
+    let shape = Shapes::new(input, pooling)?;
+    if !input.device().is_cpu() {
+        return composed::avg_pool2d(input, pooling);
+    }
+    input.contiguous()?.apply_op1(AveragePool { shape })
+}
+
+#[derive(Clone, Copy)]
+struct Shapes {
+    count: usize,
+    height: usize,
+    width: usize,
+    channels: usize,
+    rows: usize,
+    columns: usize,
+    pooling: Pooling,
+}
+
+impl Shapes {
+    fn new(input: &Tensor, pooling: Pooling) -> Result<Self> {
+        let (count, height, width, channels) = input.dims4()?;
+        Ok(Self { count, height, width, channels, rows: pooling.windows(height)?, columns: pooling.windows(width)?, pooling })
+    }
+
+    fn image(&self) -> usize {
+        self.height * self.width * self.channels
+    }
+
+    fn output_image(&self) -> usize {
+        self.rows * self.columns * self.channels
+    }
+
+    fn output(&self) -> Shape {
+        (self.count, self.rows, self.columns, self.channels).into()
+    }
+
+    /// Calls `visit(window, pixel)` for the pixels of each window, row by row, with the places of their first channels.
+    #[inline(always)]
+    fn walk(&self, mut visit: impl FnMut(usize, usize)) {
+        let Pooling { size, stride, padding } = self.pooling;
+        let range = |window: usize, extent: usize| {
+            let start = window * stride;
+            start.saturating_sub(padding)..(start + size).saturating_sub(padding).min(extent)
+        };
+        for row in 0..self.rows {
+            for column in 0..self.columns {
+                for y in range(row, self.height) {
+                    for x in range(column, self.width) {
+                        visit((row * self.columns + column) * self.channels, (y * self.width + x) * self.channels);
+                    }
+                }
+            }
+        }
+    }
 }
 
 struct MaxPool {
-    size: usize,
-}
-
-impl MaxPool {
-    fn shape(&self, layout: &Shape) -> Result<(usize, usize, usize, usize)> {
-        let (count, channels, height, width) = layout.dims4()?;
-        Ok((count, channels, height / self.size, width / self.size))
-    }
-
-    /// The maxima of one plane. Rows are reduced first, which the compiler can do many columns at a time.
-    fn maxima<T: Real>(&self, plane: &[T], width: usize, output: &mut [T], scratch: &mut Vec<T>) {
-        let larger = |a: T, b: T| if b > a { b } else { a };
-        for (output, rows) in output.chunks_exact_mut(width / self.size).zip(plane.chunks_exact(self.size * width)) {
-            scratch.clear();
-            scratch.extend_from_slice(&rows[..width]);
-            for row in rows[width..].chunks_exact(width) {
-                scratch.iter_mut().zip(row).for_each(|(best, &value)| *best = larger(*best, value));
-            }
-            if self.size == 2 {
-                output.iter_mut().zip(scratch.chunks_exact(2)).for_each(|(output, pair)| *output = larger(pair[0], pair[1]));
-            } else {
-                let windows = output.iter_mut().zip(scratch.chunks_exact(self.size));
-                windows.for_each(|(output, window)| *output = window[1..].iter().fold(window[0], |best, &value| larger(best, value)));
-            }
-        }
-    }
-
-    /// Gives the gradient of each window of one plane to the first value that equals the window's maximum.
-    fn spread<T: Real>(&self, plane: &[T], width: usize, maxima: &[T], gradient: &[T], result: &mut [T]) {
-        let (columns, band) = (width / self.size, self.size * width);
-        let outputs = maxima.chunks_exact(columns).zip(gradient.chunks_exact(columns));
-        for ((result, rows), (maxima, gradient)) in result.chunks_exact_mut(band).zip(plane.chunks_exact(band)).zip(outputs) {
-            if self.size == 2 {
-                let ((top, bottom), (result_top, result_bottom)) = (rows.split_at(width), result.split_at_mut(width));
-                let inputs = top.chunks_exact(2).zip(bottom.chunks_exact(2)).zip(maxima.iter().zip(gradient));
-                let results = result_top.chunks_exact_mut(2).zip(result_bottom.chunks_exact_mut(2));
-                for (((top, bottom), (&largest, &gradient)), (result_top, result_bottom)) in inputs.zip(results) {
-                    let hits = [top[0] == largest, top[1] == largest, bottom[0] == largest, bottom[1] == largest];
-                    let given = |first: bool| if first { gradient } else { T::default() };
-                    result_top[0] = given(hits[0]);
-                    result_top[1] = given(hits[1] & !hits[0]);
-                    result_bottom[0] = given(hits[2] & !(hits[0] | hits[1]));
-                    result_bottom[1] = given(hits[3] & !(hits[0] | hits[1] | hits[2]));
-                }
-                continue;
-            }
-            for (column, (&largest, &gradient)) in maxima.iter().zip(gradient).enumerate() {
-                let places = (0..self.size).flat_map(|row| (0..self.size).map(move |offset| row * width + column * self.size + offset));
-                if let Some(first) = places.into_iter().find(|&place| rows[place] == largest) {
-                    result[first] = gradient;
-                }
-            }
-        }
-    }
+    shape: Shapes,
+    /// For each result the pixel of its image that gave it, counted without channels.
+    places: Mutex<Vec<u32>>,
 }
 
 impl CustomOp1 for MaxPool {
@@ -82,30 +115,88 @@ impl CustomOp1 for MaxPool {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (_, _, height, width) = layout.shape().dims4()?;
-        let shape = self.shape(layout.shape())?;
-        let (_, _, rows, columns) = shape;
+        let shape = self.shape;
         for_real!(dtype_of(storage), T => {
             let input = values::<T>(storage, layout)?;
-            let mut output = vec![T::default(); shape.0 * shape.1 * rows * columns];
-            output.par_chunks_mut(rows * columns).zip(input.par_chunks(height * width)).for_each_init(Vec::new, |scratch, (output, plane)| {
-                self.maxima(plane, width, output, scratch);
-            });
-            Ok((stored(output), shape.into()))
+            let mut output = vec![T::from_f64(f64::NEG_INFINITY); shape.count * shape.output_image()];
+            let mut places = vec![0_u32; output.len()];
+            let images = output.par_chunks_mut(shape.output_image()).zip(places.par_chunks_mut(shape.output_image()));
+            images.zip(input.par_chunks(shape.image())).for_each(|((output, places), input)| vectorised(#[inline(always)] || {
+                shape.walk(|window, pixel| {
+                    let results = output[window..window + shape.channels].iter_mut().zip(&mut places[window..window + shape.channels]);
+                    for ((best, place), &value) in results.zip(&input[pixel..pixel + shape.channels]) {
+                        let better = value > *best;
+                        *best = if better { value } else { *best };
+                        *place = if better { (pixel / shape.channels) as u32 } else { *place };
+                    }
+                });
+            }));
+            *self.places.lock().expect("no thread panicked") = places;
+            Ok((stored(output), shape.output()))
         })
     }
 
-    fn bwd(&self, input: &Tensor, output: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let (_, _, height, width) = input.dims4()?;
-        let (_, _, rows, columns) = output.dims4()?;
-        for_real!(input.dtype(), T => with_values::<T, _>(&[input, output, gradient], |arguments| {
-            let mut result = vec![T::default(); arguments[0].len()];
-            result
-                .par_chunks_mut(height * width)
-                .zip(arguments[0].par_chunks(height * width))
-                .zip(arguments[1].par_chunks(rows * columns))
-                .zip(arguments[2].par_chunks(rows * columns))
-                .for_each(|(((result, plane), maxima), gradient)| self.spread(plane, width, maxima, gradient, result));
+    fn bwd(&self, input: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let (shape, places) = (self.shape, self.places.lock().expect("no thread panicked"));
+        for_real!(input.dtype(), T => with_values::<T, _>(&[gradient], |arguments| {
+            let mut result = vec![T::default(); shape.count * shape.image()];
+            let images = result.par_chunks_mut(shape.image()).zip(arguments[0].par_chunks(shape.output_image()));
+            images.zip(places.par_chunks(shape.output_image())).for_each(|((result, gradient), places)| {
+                let windows = gradient.chunks_exact(shape.channels).zip(places.chunks_exact(shape.channels));
+                for (gradient, places) in windows {
+                    for (channel, (&gradient, &place)) in gradient.iter().zip(places).enumerate() {
+                        result[place as usize * shape.channels + channel] += gradient;
+                    }
+                }
+            });
+            Tensor::from_vec(result, input.shape(), input.device()).map(Some)
+        }))
+    }
+}
+
+struct AveragePool {
+    shape: Shapes,
+}
+
+impl AveragePool {
+    fn factor<T: Real>(&self) -> T {
+        T::from_f64(1.0 / (self.shape.pooling.size * self.shape.pooling.size) as f64)
+    }
+}
+
+impl CustomOp1 for AveragePool {
+    fn name(&self) -> &'static str {
+        "avg_pool2d"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let shape = self.shape;
+        for_real!(dtype_of(storage), T => {
+            let (input, factor) = (values::<T>(storage, layout)?, self.factor::<T>());
+            let mut output = vec![T::default(); shape.count * shape.output_image()];
+            let images = output.par_chunks_mut(shape.output_image()).zip(input.par_chunks(shape.image()));
+            images.for_each(|(output, input)| vectorised(#[inline(always)] || {
+                shape.walk(|window, pixel| {
+                    let sums = output[window..window + shape.channels].iter_mut();
+                    sums.zip(&input[pixel..pixel + shape.channels]).for_each(|(sum, &value)| *sum += value);
+                });
+                output.iter_mut().for_each(|sum| *sum *= factor);
+            }));
+            Ok((stored(output), shape.output()))
+        })
+    }
+
+    fn bwd(&self, input: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let shape = self.shape;
+        for_real!(input.dtype(), T => with_values::<T, _>(&[gradient], |arguments| {
+            let (factor, mut result) = (self.factor::<T>(), vec![T::default(); shape.count * shape.image()]);
+            let images = result.par_chunks_mut(shape.image()).zip(arguments[0].par_chunks(shape.output_image()));
+            images.for_each(|(result, gradient)| vectorised(#[inline(always)] || {
+                shape.walk(|window, pixel| {
+                    let sums = result[pixel..pixel + shape.channels].iter_mut();
+                    sums.zip(&gradient[window..window + shape.channels]).for_each(|(sum, &value)| *sum += value * factor);
+                });
+            }));
             Tensor::from_vec(result, input.shape(), input.device()).map(Some)
         }))
     }

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 FOLDER = Path(__file__).parent
-torch.manual_seed(20240131)
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
 
@@ -37,6 +36,7 @@ def variable(*shape):
 
 
 def operations():
+    torch.manual_seed(20240201)
     tensors = {}
     # images, channels, outputs, height, width, kernel, stride, padding
     convolutions = [
@@ -48,6 +48,14 @@ def operations():
         (1, 2, 2, 7, 7, 5, 1, 2),
         (2, 3, 2, 11, 9, 7, 2, 3),
         (5, 2, 3, 4, 4, 3, 1, 0),
+        # wide enough for Winograd's algorithm: tiles that fit, tiles that stick out, no padding, several groups, one pixel
+        (3, 9, 17, 8, 8, 3, 1, 1),
+        (2, 17, 8, 7, 5, 3, 1, 1),
+        (1, 8, 9, 6, 10, 3, 1, 0),
+        (66, 8, 8, 4, 4, 3, 1, 1),
+        (2, 8, 8, 1, 1, 3, 1, 1),
+        (3, 24, 33, 6, 7, 3, 2, 1),
+        (2, 20, 18, 5, 3, 1, 1, 0),
     ]
     for position, (n, c, o, h, w, kernel, stride, padding) in enumerate(convolutions):
         arguments = {"input": variable(n, c, h, w), "weight": variable(o, c, kernel, kernel), "bias": variable(o)}
@@ -56,19 +64,38 @@ def operations():
     for position, (n, i, o) in enumerate([(4, 6, 3), (1, 5, 7), (9, 1, 1)]):
         arguments = {"input": variable(n, i), "weight": variable(o, i), "bias": variable(o)}
         record(tensors, f"linear.{position}", arguments, F.linear(*arguments.values()))
-    for position, (n, c, h, w, window) in enumerate([(2, 3, 8, 8, 2), (1, 2, 7, 5, 2), (3, 1, 9, 9, 3)]):
-        arguments = {"input": variable(n, c, h, w)}
-        record(tensors, f"max_pool2d.{position}", arguments, F.max_pool2d(arguments["input"], window), window=window)
-    for position, shape in enumerate([(4, 3, 5, 5), (3, 2, 1, 2), (1, 4, 3, 2)]):
+    # images, channels, height, width, window, stride, padding
+    poolings = [(2, 3, 8, 8, 2, 2, 0), (1, 2, 7, 5, 2, 2, 0), (3, 1, 9, 9, 3, 3, 0), (2, 9, 8, 7, 3, 2, 1), (1, 4, 5, 6, 3, 1, 1), (2, 2, 6, 6, 2, 3, 1)]
+    for position, (n, c, h, w, size, stride, padding) in enumerate(poolings):
+        for name, pool in [("max_pool2d", F.max_pool2d), ("avg_pool2d", F.avg_pool2d)]:
+            arguments = {"input": variable(n, c, h, w)}
+            record(tensors, f"{name}.{position}", arguments, pool(arguments["input"], size, stride, padding), size=size, stride=stride, padding=padding)
+    # images, channels, outputs, height, width, kernel, stride, padding, rectified, pooled
+    blocks = [
+        (4, 3, 5, 8, 8, 3, 1, 1, 1, 1),
+        (3, 9, 17, 8, 8, 3, 1, 1, 1, 1),
+        (2, 8, 8, 7, 5, 3, 1, 1, 1, 1),
+        (2, 8, 9, 6, 6, 3, 1, 1, 1, 0),
+        (1, 2, 4, 9, 9, 3, 2, 1, 0, 0),
+        (40, 8, 8, 4, 4, 3, 1, 1, 0, 1),
+    ]
+    for position, (n, c, o, h, w, kernel, stride, padding, rectified, pooled) in enumerate(blocks):
         for mode in ["train", "eval"]:
-            for rectify in [False, True]:
-                arguments = {"input": variable(*shape), "scale": variable(shape[1]), "shift": variable(shape[1])}
-                mean, var = torch.randn(shape[1], dtype=torch.float64), torch.rand(shape[1], dtype=torch.float64) + 0.5
-                before = mean.clone(), var.clone()
-                output = F.batch_norm(arguments["input"], mean, var, arguments["scale"], arguments["shift"], training=mode == "train", momentum=0.1)
-                output = F.relu(output) if rectify else output
-                extra = {"mean": before[0], "variance": before[1], "new_mean": mean, "new_variance": var, "rectify": int(rectify)}
-                record(tensors, f"batch_norm_{mode}.{2 * position + rectify}", arguments, output, **extra)
+            arguments = {"input": variable(n, c, h, w), "weight": variable(o, c, kernel, kernel), "bias": variable(o), "scale": variable(o), "shift": variable(o)}
+            mean, var = torch.randn(o, dtype=torch.float64), torch.rand(o, dtype=torch.float64) + 0.5
+            before = mean.clone(), var.clone()
+            output = F.conv2d(arguments["input"], arguments["weight"], arguments["bias"], stride=stride, padding=padding)
+            output = F.batch_norm(output, mean, var, arguments["scale"], arguments["shift"], training=mode == "train", momentum=0.1)
+            output = F.relu(output) if rectified else output
+            output = F.max_pool2d(output, 2) if pooled else output
+            extra = {"mean": before[0], "variance": before[1], "new_mean": mean, "new_variance": var}
+            record(tensors, f"block_{mode}.{position}", arguments, output, stride=stride, padding=padding, rectified=rectified, pooled=pooled, **extra)
+    for position, shape in enumerate([(3, 7, 20), (1, 5), (130, 33)]):
+        arguments = {"input": variable(*shape), "scale": variable(shape[-1]), "shift": variable(shape[-1])}
+        record(tensors, f"layer_norm.{position}", arguments, F.layer_norm(arguments["input"], shape[-1:], arguments["scale"], arguments["shift"], 1e-6))
+    for position, shape in enumerate([(2, 3, 17, 8), (1, 1, 1, 5), (1, 2, 6, 20)]):
+        arguments = {key: variable(*shape) for key in ["queries", "keys", "values"]}
+        record(tensors, f"attention.{position}", arguments, F.scaled_dot_product_attention(*arguments.values()))
     arguments = {"input": variable(3, 7)}
     record(tensors, "relu.0", arguments, F.relu(arguments["input"]))
     for position, (n, classes, scale) in enumerate([(6, 10, 1.0), (1, 2, 1.0), (4, 3, 200.0)]):
@@ -128,6 +155,7 @@ def training(tensors, name, net, forward, rename, images, labels, parts=None, st
 
 
 def trainings():
+    torch.manual_seed(20240202)
     images, labels = torch.randn(72, 3, 16, 16), torch.randint(5, (72,))
     tensors = {"images": images, "labels": labels}
     net, forward, rename = mlp(3, 16, [24, 12], 5)

@@ -1,0 +1,425 @@
+//! The block of convolutional networks in one operation: convolution, batch normalisation, rectification, maximum pooling.
+//!
+//! Done one after the other, these spend more time on moving the convolution's result through memory than on computing. Here each
+//! group of images is finished while it is in the cache, and the gradient of the convolution's result is never written down as a whole.
+
+use std::sync::{Arc, Mutex};
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
+use rayon::prelude::*;
+
+use super::convolution::{Convolution, Geometry, Kernel, Wanted, add_to_rows};
+use super::norm::{Affine, Statistics};
+use super::{composed, dtype_of, for_real, stored, values, with_values};
+use crate::matrix::{Real, vectorised};
+
+/// What a block does besides convolution and batch normalisation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    /// Stride and padding.
+    pub convolution: Convolution,
+    /// `max(·, 0)`, with the gradient 0 at 0.
+    pub rectify: bool,
+    /// The maximum of each 2 x 2 window, 2 apart; a last row or column that does not fill a window is left out. The gradient goes to the first
+    /// maximum of a window, row by row, as in PyTorch.
+    pub pool: bool,
+}
+
+/// The statistics that a block normalises by.
+#[derive(Debug, Clone, Copy)]
+pub enum Normalisation<'a> {
+    /// Those of the batch itself, through which the gradient flows. The bias has no influence then, and its gradient is 0.
+    Batch,
+    /// Fixed ones, such as running averages.
+    Fixed {
+        /// Mean of each channel, [O].
+        mean: &'a [f64],
+        /// Biased variance of each channel, [O].
+        variance: &'a [f64],
+    },
+}
+
+/// Convolution, batch normalisation and what `block` adds: input [N, H, W, C], weight [O, C, K, K'], bias, scale and shift [O], result
+/// [N, H', W', O]. With [`Normalisation::Batch`] the batch's statistics come along.
+///
+/// # Errors
+/// When the shapes do not fit or a tensor is neither f32 nor f64.
+pub fn conv_block(
+    input: &Tensor,
+    weight: &Tensor,
+    [bias, scale, shift]: [&Tensor; 3],
+    block: Block,
+    normalisation: Normalisation<'_>,
+) -> Result<(Tensor, Option<Statistics>)> {
+    let geometry = Geometry::new(input.dims4()?, weight.dims4()?, block.convolution)?;
+    let fixed = match normalisation {
+        Normalisation::Batch => [geometry.outputs; 2],
+        Normalisation::Fixed { mean, variance } => [mean.len(), variance.len()],
+    };
+    let lengths = [bias.dims1()?, scale.dims1()?, shift.dims1()?, fixed[0], fixed[1]];
+    if lengths.iter().any(|&length| length != geometry.outputs) {
+        bail!("batch normalisation of {} channels with parameters and statistics of {lengths:?}", geometry.outputs);
+    }
+    if block.pool && (geometry.rows < 2 || geometry.columns < 2) {
+        bail!("a 2 x 2 window does not fit into {} x {}", geometry.rows, geometry.columns);
+    }
+    if !input.device().is_cpu() {
+        return composed::conv_block(input, weight, [bias, scale, shift], block, normalisation);
+    }
+    let statistics = Arc::new(Mutex::new(None));
+    let operation = Operation {
+        geometry,
+        block,
+        fixed: match normalisation {
+            Normalisation::Batch => None,
+            Normalisation::Fixed { mean, variance } => {
+                Some(Statistics { mean: mean.to_vec(), variance: variance.to_vec(), count: geometry.count * geometry.positions() })
+            }
+        },
+        // Candle computes gradients for what is tracked; without that nothing needs to be kept.
+        keep: [input, weight, bias, scale, shift].iter().any(|tensor| tensor.track_op()),
+        kept: Mutex::new(None),
+        statistics: statistics.clone(),
+    };
+    let parameters = Tensor::cat(&[bias, scale, shift], 0)?;
+    let output = input.contiguous()?.apply_op3(&weight.contiguous()?, &parameters, operation)?;
+    let statistics = statistics.lock().expect("no thread panicked").take();
+    Ok((output, statistics))
+}
+
+struct Operation {
+    geometry: Geometry,
+    block: Block,
+    /// The statistics to normalise by, unless they are the batch's.
+    fixed: Option<Statistics>,
+    keep: bool,
+    kept: Mutex<Option<Kept>>,
+    /// Where the batch's statistics are left for the caller.
+    statistics: Arc<Mutex<Option<Statistics>>>,
+}
+
+/// What the backward pass needs of the forward pass.
+struct Kept {
+    convolved: CpuStorage,
+    statistics: Statistics,
+}
+
+impl Operation {
+    fn window(&self) -> usize {
+        if self.block.pool { 2 } else { 1 }
+    }
+
+    fn output_shape(&self) -> (usize, usize, usize, usize) {
+        let Geometry { count, rows, columns, outputs, .. } = self.geometry;
+        (count, rows / self.window(), columns / self.window(), outputs)
+    }
+
+    /// Values of one image's result.
+    fn output_image(&self) -> usize {
+        let (_, rows, columns, outputs) = self.output_shape();
+        rows * columns * outputs
+    }
+
+    /// Normalises, rectifies and pools some images.
+    #[inline(always)]
+    fn finish<T: Real>(&self, convolved: &[T], affine: &[Affine<T>], output: &mut [T]) {
+        match self.window() {
+            2 => self.finish_windows::<T, 2>(convolved, affine, output),
+            _ => self.finish_windows::<T, 1>(convolved, affine, output),
+        }
+    }
+
+    #[inline(always)]
+    fn finish_windows<T: Real, const WINDOW: usize>(&self, convolved: &[T], affine: &[Affine<T>], output: &mut [T]) {
+        let floor = self.floor();
+        let outputs = affine.len();
+        for (window, output) in output.chunks_exact_mut(outputs).enumerate() {
+            let pixels = self.pixels::<T, WINDOW>(convolved, window);
+            for (channel, (output, &Affine { factor, offset })) in output.iter_mut().zip(affine).enumerate() {
+                let mut best = floor;
+                for pixel in pixels.as_flattened() {
+                    let value = pixel[channel].times_plus(factor, offset);
+                    best = if value > best { value } else { best };
+                }
+                *output = best;
+            }
+        }
+    }
+
+    fn floor<T: Real>(&self) -> T {
+        if self.block.rectify { T::default() } else { T::from_f64(f64::NEG_INFINITY) }
+    }
+
+    /// Where the pixel at the upper left of a window lies, windows being counted over some images.
+    #[inline(always)]
+    fn corner<const WINDOW: usize>(&self, window: usize) -> usize {
+        let Geometry { rows, columns, outputs, .. } = self.geometry;
+        let (row, column) = (window / (columns / WINDOW), window % (columns / WINDOW));
+        let (image, row) = (row / (rows / WINDOW), row % (rows / WINDOW));
+        ((image * rows + row * WINDOW) * columns + column * WINDOW) * outputs
+    }
+
+    #[inline(always)]
+    fn pixels<'a, T, const WINDOW: usize>(&self, convolved: &'a [T], window: usize) -> [[&'a [T]; WINDOW]; WINDOW] {
+        let Geometry { columns, outputs, .. } = self.geometry;
+        let corner = self.corner::<WINDOW>(window);
+        let mut pixels = [[&convolved[..0]; WINDOW]; WINDOW];
+        for (i, row) in pixels.iter_mut().enumerate() {
+            for (j, pixel) in row.iter_mut().enumerate() {
+                *pixel = &convolved[corner + (i * columns + j) * outputs..][..outputs];
+            }
+        }
+        pixels
+    }
+
+    /// For each channel the sum of the gradient that reaches the normalised values, and of its products with the distance from the mean.
+    fn channel_sums<T: Real>(&self, convolved: &[T], gradient: &[T], affine: &[Affine<T>], mean: &[T]) -> Vec<(f64, f64)> {
+        let image = self.geometry.output_image();
+        let images = convolved.par_chunks(image).zip(gradient.par_chunks(self.output_image()));
+        let sums: Vec<Vec<(f64, f64)>> = images
+            .map(|(convolved, gradient)| {
+                vectorised(
+                    #[inline(always)]
+                    || match self.window() {
+                        2 => self.sums_of_image::<T, 2>(convolved, gradient, affine, mean),
+                        _ => self.sums_of_image::<T, 1>(convolved, gradient, affine, mean),
+                    },
+                )
+            })
+            .collect();
+        sums.into_iter().fold(vec![(0.0, 0.0); affine.len()], |mut total, sums| {
+            total.iter_mut().zip(sums).for_each(|(total, sum)| *total = (total.0 + sum.0, total.1 + sum.1));
+            total
+        })
+    }
+
+    #[inline(always)]
+    fn sums_of_image<T: Real, const WINDOW: usize>(
+        &self,
+        convolved: &[T],
+        gradient: &[T],
+        affine: &[Affine<T>],
+        mean: &[T],
+    ) -> Vec<(f64, f64)> {
+        let (floor, outputs) = (self.floor::<T>(), affine.len());
+        let (mut plain, mut weighted) = (vec![T::default(); outputs], vec![T::default(); outputs]);
+        for (window, gradient) in gradient.chunks_exact(outputs).enumerate() {
+            let pixels = self.pixels::<T, WINDOW>(convolved, window);
+            let channels = plain.iter_mut().zip(&mut weighted).zip(affine.iter().zip(mean)).zip(gradient).enumerate();
+            for (channel, (((plain, weighted), (&Affine { factor, offset }, &mean)), &gradient)) in channels {
+                let (mut best, mut pixel_of_best, mut passed) = (floor, T::default(), T::default());
+                for pixel in pixels.as_flattened() {
+                    let value = pixel[channel].times_plus(factor, offset);
+                    let better = value > best;
+                    best = if better { value } else { best };
+                    pixel_of_best = if better { pixel[channel] } else { pixel_of_best };
+                    passed = if better { gradient } else { passed };
+                }
+                *plain += passed;
+                *weighted += passed * (pixel_of_best - mean);
+            }
+        }
+        plain.iter().zip(&weighted).map(|(plain, weighted)| (plain.to_f64(), weighted.to_f64())).collect()
+    }
+
+    /// The gradient of the convolution's result for some images, appended to `result`.
+    #[inline(always)]
+    fn convolved_gradient<T: Real>(&self, convolved: &[T], gradient: &[T], affine: &[Affine<T>], slopes: &[Slope<T>], result: &mut Vec<T>) {
+        match self.window() {
+            2 => self.spread::<T, 2>(convolved, gradient, affine, slopes, result),
+            _ => self.spread::<T, 1>(convolved, gradient, affine, slopes, result),
+        }
+    }
+
+    #[inline(always)]
+    fn spread<T: Real, const WINDOW: usize>(
+        &self,
+        convolved: &[T],
+        gradient: &[T],
+        affine: &[Affine<T>],
+        slopes: &[Slope<T>],
+        result: &mut Vec<T>,
+    ) {
+        let Geometry { rows, columns, outputs, .. } = self.geometry;
+        if rows % WINDOW == 0 && columns % WINDOW == 0 {
+            result.resize(convolved.len(), T::default());
+        } else {
+            // Pixels that no window covers get what flows through the statistics.
+            for pixel in convolved.chunks_exact(outputs) {
+                result.extend(pixel.iter().zip(slopes).map(|(&value, slope)| slope.of_value * value + slope.constant));
+            }
+        }
+        let floor = self.floor::<T>();
+        for (window, gradient) in gradient.chunks_exact(outputs).enumerate() {
+            let corner = self.corner::<WINDOW>(window);
+            let pixels = self.pixels::<T, WINDOW>(convolved, window);
+            for i in 0..WINDOW {
+                let (before, after) = result[corner + i * columns * outputs..][..WINDOW * outputs].split_at_mut(outputs);
+                let mut targets = [before, after];
+                for (j, target) in targets.iter_mut().enumerate().take(WINDOW) {
+                    let target = &mut target[..outputs];
+                    let channels = target.iter_mut().zip(gradient).zip(affine.iter().zip(slopes)).enumerate();
+                    for (channel, ((target, &gradient), (&Affine { factor, offset }, slope))) in channels {
+                        let own = pixels[i][j][channel];
+                        let value = own.times_plus(factor, offset);
+                        // Taken by this pixel, if it is above the floor, above all before it and not below any after it.
+                        let mut taken = value > floor;
+                        for (place, pixel) in pixels.as_flattened().iter().enumerate() {
+                            let other = pixel[channel].times_plus(factor, offset);
+                            if place < i * WINDOW + j {
+                                taken &= value > other;
+                            } else if place > i * WINDOW + j {
+                                taken &= value >= other;
+                            }
+                        }
+                        let passed = if taken { slope.of_gradient * gradient } else { T::default() };
+                        *target = passed + slope.of_value * own + slope.constant;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The gradient of one channel of the convolution's result: `of_gradient · gradient + of_value · value + constant`.
+#[derive(Clone, Copy)]
+struct Slope<T> {
+    of_gradient: T,
+    of_value: T,
+    constant: T,
+}
+
+impl CustomOp3 for Operation {
+    fn name(&self) -> &'static str {
+        "conv_block"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let geometry = self.geometry;
+        for_real!(dtype_of(s1), T => {
+            let (input, parameters) = (values::<T>(s1, l1)?, values::<T>(s3, l3)?);
+            let [bias, scale, shift] = thirds(parameters);
+            let kernel = Kernel::new(geometry, values::<T>(s2, l2)?, false);
+            let mut output = vec![T::default(); geometry.count * self.output_image()];
+            if let (Some(statistics), false) = (&self.fixed, self.keep) {
+                let affine = statistics.affine(scale, shift);
+                kernel.forward_into(input, &mut output, self.output_image(), #[inline(always)] |convolved, output| {
+                    add_to_rows(convolved, bias);
+                    self.finish(convolved, &affine, output);
+                });
+                return Ok((stored(output), self.output_shape().into()));
+            }
+            let mut convolved = vec![T::default(); geometry.count * geometry.output_image()];
+            let sums = kernel.forward(input, &mut convolved, #[inline(always)] |convolved| {
+                add_to_rows(convolved, bias);
+                if self.fixed.is_none() { sums_and_squares(convolved, geometry.outputs) } else { Vec::new() }
+            });
+            let statistics = match &self.fixed {
+                Some(fixed) => fixed.clone(),
+                None => Statistics::from_sums(&sums, geometry.count * geometry.positions()),
+            };
+            let affine = statistics.affine(scale, shift);
+            output.par_chunks_mut(self.output_image()).zip(convolved.par_chunks(geometry.output_image())).for_each(|(output, convolved)| {
+                vectorised(#[inline(always)] || self.finish(convolved, &affine, output));
+            });
+            if self.fixed.is_none() {
+                *self.statistics.lock().expect("no thread panicked") = Some(statistics.clone());
+            }
+            if self.keep {
+                *self.kept.lock().expect("no thread panicked") = Some(Kept { convolved: stored(convolved), statistics });
+            }
+            Ok((stored(output), self.output_shape().into()))
+        })
+    }
+
+    fn bwd(
+        &self,
+        input: &Tensor,
+        weight: &Tensor,
+        parameters: &Tensor,
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let kept = self.kept.lock().expect("no thread panicked");
+        let Some(Kept { convolved, statistics }) = &*kept else { bail!("nothing was kept for the backward pass") };
+        let (geometry, device) = (self.geometry, input.device());
+        for_real!(input.dtype(), T => with_values::<T, _>(&[input, weight, parameters, gradient], |arguments| {
+            let (input_values, gradient) = (arguments[0], arguments[3]);
+            let convolved = T::cpu_storage_as_slice(convolved)?;
+            let [_, scale, shift] = thirds(arguments[2]);
+            let affine = statistics.affine(scale, shift);
+            let mean: Vec<T> = statistics.mean.iter().map(|&mean| T::from_f64(mean)).collect();
+            let own_statistics = self.fixed.is_none();
+            let sums = if own_statistics || parameters.track_op() {
+                self.channel_sums(convolved, gradient, &affine, &mean)
+            } else {
+                vec![(0.0, 0.0); geometry.outputs]
+            };
+            let slopes = slopes(statistics, scale, &sums, own_statistics);
+            let kernel = Kernel::new(geometry, arguments[1], input.track_op());
+            let wanted = Wanted { input: input.track_op(), weight: weight.track_op() };
+            let (of_image, of_output) = (geometry.output_image(), self.output_image());
+            let (input_gradient, weight_gradient) = kernel.backward(input_values, wanted, #[inline(always)] |images, into| {
+                let convolved = &convolved[images.start * of_image..images.end * of_image];
+                let gradient = &gradient[images.start * of_output..images.end * of_output];
+                self.convolved_gradient(convolved, gradient, &affine, &slopes, into);
+            });
+            let parameter_gradient = parameters.track_op().then(|| {
+                let bias = slopes.iter().zip(&sums).map(|(slope, sum)| if own_statistics { T::default() } else { slope.of_gradient * T::from_f64(sum.0) });
+                let scale = sums.iter().zip(statistics.inverse_deviations()).map(|(sum, inverse)| T::from_f64(sum.1 * inverse));
+                bias.chain(scale).chain(sums.iter().map(|sum| T::from_f64(sum.0))).collect::<Vec<T>>()
+            });
+            Ok((
+                input_gradient.map(|values| Tensor::from_vec(values, input.shape(), device)).transpose()?,
+                weight_gradient.map(|values| Tensor::from_vec(values, weight.shape(), device)).transpose()?,
+                parameter_gradient.map(|values| Tensor::from_vec(values, parameters.shape(), device)).transpose()?,
+            ))
+        }))
+    }
+}
+
+fn thirds<T>(values: &[T]) -> [&[T]; 3] {
+    let third = values.len() / 3;
+    std::array::from_fn(|part| &values[part * third..(part + 1) * third])
+}
+
+/// Sum and sum of squares of each channel, in f64.
+#[inline(always)]
+fn sums_and_squares<T: Real>(values: &[T], channels: usize) -> Vec<(f64, f64)> {
+    let (mut sums, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
+    for row in values.chunks_exact(channels) {
+        for ((sum, square), value) in sums.iter_mut().zip(&mut squares).zip(row) {
+            let value = value.to_f64();
+            *sum += value;
+            *square += value * value;
+        }
+    }
+    sums.into_iter().zip(squares).collect()
+}
+
+/// With x̂ = (x - mean) / deviation: dx = scale / deviation · (g - Σg / count - x̂ · Σ(g·x̂) / count), where the sums are left out for fixed
+/// statistics. `sums` hold Σg and Σ(g·(x - mean)).
+fn slopes<T: Real>(statistics: &Statistics, scale: &[T], sums: &[(f64, f64)], own_statistics: bool) -> Vec<Slope<T>> {
+    let count = statistics.count as f64;
+    let channels = statistics.mean.iter().zip(statistics.inverse_deviations()).zip(scale.iter().zip(sums));
+    channels
+        .map(|((mean, inverse), (scale, &(plain, weighted)))| {
+            let factor = scale.to_f64() * inverse;
+            let (plain, weighted) = if own_statistics { (plain, weighted * inverse) } else { (0.0, 0.0) };
+            let slope = -factor * weighted / count * inverse;
+            Slope {
+                of_gradient: T::from_f64(factor),
+                of_value: T::from_f64(slope),
+                constant: T::from_f64(-factor * plain / count - slope * mean),
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,275 @@
+//! Two-dimensional convolution of channels-last images as matrix products, forward and backward.
+//!
+//! Images are worked on in small groups that stay in the cache, each by one thread. The gradient of the weight is summed up over the groups
+//! of a share of the images, in order, and then over the shares, in order.
+
+mod geometry;
+mod unfold;
+mod winograd;
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+pub use geometry::Convolution;
+pub(super) use geometry::Geometry;
+use unfold::Unfold;
+use winograd::Winograd;
+
+use super::{composed, dtype_of, for_real, stored, values, with_values};
+use crate::matrix::{Real, vectorised};
+
+/// Shares of the images whose weight gradients are summed up apart, at most, and the values that all these sums may take. Fixed, so that the
+/// order of addition does not depend on the number of threads.
+const SHARES: usize = 8;
+const SHARED_VALUES: usize = 1 << 22;
+/// Fewer groups than this keep the threads busy by spreading their products.
+const FEW_GROUPS: usize = 4;
+
+/// Cross-correlation: input [N, H, W, C], weight [O, C, K, K'], bias [O], result [N, H', W', O].
+///
+/// # Errors
+/// When the shapes do not fit or a tensor is neither f32 nor f64.
+pub fn conv2d(input: &Tensor, weight: &Tensor, bias: &Tensor, convolution: Convolution) -> Result<Tensor> {
+    let geometry = Geometry::new(input.dims4()?, weight.dims4()?, convolution)?;
+    if bias.dims1()? != geometry.outputs {
+        bail!("{} biases for {} output channels", bias.dims1()?, geometry.outputs);
+    }
+    if !input.device().is_cpu() {
+        return composed::conv2d(input, weight, bias, convolution);
+    }
+    input.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Conv2d { geometry })
+}
+
+struct Conv2d {
+    geometry: Geometry,
+}
+
+impl CustomOp3 for Conv2d {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let geometry = self.geometry;
+        for_real!(dtype_of(s1), T => {
+            let (input, bias) = (values::<T>(s1, l1)?, values::<T>(s3, l3)?);
+            let kernel = Kernel::new(geometry, values::<T>(s2, l2)?, false);
+            let mut output = vec![T::default(); geometry.count * geometry.output_image()];
+            kernel.forward(input, &mut output, #[inline(always)] |output| add_to_rows(output, bias));
+            Ok((stored(output), (geometry.count, geometry.rows, geometry.columns, geometry.outputs).into()))
+        })
+    }
+
+    fn bwd(
+        &self,
+        input: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let device = input.device();
+        for_real!(input.dtype(), T => with_values::<T, _>(&[input, weight, gradient], |arguments| {
+            let kernel = Kernel::new(self.geometry, arguments[1], input.track_op());
+            let gradients = Wanted { input: input.track_op(), weight: weight.track_op() };
+            let (input_gradient, weight_gradient) = kernel.backward(arguments[0], gradients, #[inline(always)] |images, into| {
+                let size = self.geometry.output_image();
+                into.extend_from_slice(&arguments[2][images.start * size..images.end * size]);
+            });
+            let bias_gradient = bias.track_op().then(|| super::linear::column_sums(arguments[2], self.geometry.outputs));
+            Ok((
+                input_gradient.map(|values| Tensor::from_vec(values, input.shape(), device)).transpose()?,
+                weight_gradient.map(|values| Tensor::from_vec(values, weight.shape(), device)).transpose()?,
+                bias_gradient.map(|values| Tensor::from_vec(values, bias.shape(), device)).transpose()?,
+            ))
+        }))
+    }
+}
+
+/// Adds `bias` to each row of `values`.
+#[inline(always)]
+pub(super) fn add_to_rows<T: Real>(values: &mut [T], bias: &[T]) {
+    values.chunks_exact_mut(bias.len()).for_each(|row| row.iter_mut().zip(bias).for_each(|(value, bias)| *value += *bias));
+}
+
+/// The gradients that somebody asked for.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted {
+    pub(super) input: bool,
+    pub(super) weight: bool,
+}
+
+/// A convolution with its weight, laid out for the way that suits its shape.
+pub(super) struct Kernel<T> {
+    geometry: Geometry,
+    way: Way<T>,
+}
+
+enum Way<T> {
+    Unfold(Unfold<T>),
+    Winograd4(Winograd<T, 4>),
+    Winograd6(Winograd<T, 6>),
+}
+
+#[derive(Default)]
+struct Scratch<T> {
+    unfold: unfold::Scratch<T>,
+    winograd: winograd::Scratch<T>,
+    gradient: Vec<T>,
+}
+
+impl<T: Real> Kernel<T> {
+    pub(super) fn new(geometry: Geometry, weight: &[T], with_input_gradient: bool) -> Self {
+        let few_products = geometry.channels < 8 || geometry.outputs < 8;
+        let way = if few_products || !Winograd::<T, 4>::fits(&geometry) {
+            Way::Unfold(Unfold::new(geometry, weight, with_input_gradient))
+        } else if geometry.rows.is_multiple_of(4) && geometry.columns.is_multiple_of(4) {
+            Way::Winograd6(Winograd::new(geometry, weight, with_input_gradient))
+        } else {
+            Way::Winograd4(Winograd::new(geometry, weight, with_input_gradient))
+        };
+        Self { geometry, way }
+    }
+
+    fn images_per_group(&self) -> usize {
+        match &self.way {
+            Way::Unfold(_) => Unfold::<T>::images_per_group(&self.geometry),
+            Way::Winograd4(_) => Winograd::<T, 4>::images_per_group(&self.geometry),
+            Way::Winograd6(_) => Winograd::<T, 6>::images_per_group(&self.geometry),
+        }
+    }
+
+    fn weight_gradient_size(&self) -> usize {
+        match &self.way {
+            Way::Unfold(_) => Unfold::<T>::weight_gradient_size(&self.geometry),
+            Way::Winograd4(_) => Winograd::<T, 4>::weight_gradient_size(&self.geometry),
+            Way::Winograd6(_) => Winograd::<T, 6>::weight_gradient_size(&self.geometry),
+        }
+    }
+
+    fn groups(&self) -> usize {
+        self.geometry.count.div_ceil(self.images_per_group())
+    }
+
+    /// Computes the result for all images; `finish` completes each group of it. Returns what `finish` gave, in order.
+    pub(super) fn forward<R: Send>(&self, input: &[T], output: &mut [T], finish: impl Fn(&mut [T]) -> R + Sync) -> Vec<R> {
+        let group = self.images_per_group();
+        let groups = output.par_chunks_mut(group * self.geometry.output_image()).zip(input.par_chunks(group * self.geometry.image()));
+        let results = groups.map_init(Scratch::default, |scratch, (output, input)| {
+            self.forward_group(input, output, scratch);
+            vectorised(
+                #[inline(always)]
+                || finish(output),
+            )
+        });
+        results.collect()
+    }
+
+    /// As [`Self::forward`], where only what `finish(result, target)` makes of each group is kept: `size` values an image.
+    pub(super) fn forward_into(&self, input: &[T], target: &mut [T], size: usize, finish: impl Fn(&mut [T], &mut [T]) + Sync) {
+        let group = self.images_per_group();
+        let groups = target.par_chunks_mut(group * size).zip(input.par_chunks(group * self.geometry.image()));
+        groups.for_each_init(
+            || (Scratch::default(), Vec::new()),
+            |(scratch, output), (target, input)| {
+                output.resize(input.len() / self.geometry.image() * self.geometry.output_image(), T::default());
+                self.forward_group(input, output, scratch);
+                vectorised(
+                    #[inline(always)]
+                    || finish(output, target),
+                );
+            },
+        );
+    }
+
+    fn forward_group(&self, input: &[T], output: &mut [T], scratch: &mut Scratch<T>) {
+        let parallel = self.groups() < FEW_GROUPS;
+        match &self.way {
+            Way::Unfold(way) => way.forward(input, output, &mut scratch.unfold),
+            Way::Winograd4(way) => way.forward(input, output, &mut scratch.winograd, parallel),
+            Way::Winograd6(way) => way.forward(input, output, &mut scratch.winograd, parallel),
+        }
+    }
+
+    /// The gradients of input and weight. `gradient(images, into)` appends the gradient of the result for some images to an empty buffer.
+    pub(super) fn backward(
+        &self,
+        input: &[T],
+        wanted: Wanted,
+        gradient: impl Fn(std::ops::Range<usize>, &mut Vec<T>) + Sync,
+    ) -> (Option<Vec<T>>, Option<Vec<T>>) {
+        let (group, image) = (self.images_per_group(), self.geometry.image());
+        if !wanted.input && !wanted.weight {
+            return (None, None);
+        }
+        let shares = if wanted.weight { SHARES.min(SHARED_VALUES / self.weight_gradient_size()).max(1) } else { usize::MAX };
+        let images_per_share = self.groups().div_ceil(shares).max(1) * group;
+        let mut input_gradient = if wanted.input { vec![T::default(); input.len()] } else { Vec::new() };
+        let starts: Vec<usize> = (0..self.geometry.count).step_by(images_per_share).collect();
+        // One part of the input's gradient for each share; all of them empty where it is not wanted.
+        let mut parts: Vec<&mut [T]> = input_gradient.chunks_mut(images_per_share * image).collect();
+        parts.resize_with(starts.len(), Default::default);
+        let sums: Vec<Vec<T>> = parts
+            .into_par_iter()
+            .zip(starts)
+            .map_init(Scratch::default, |scratch, (part, start)| {
+                let mut sum = vec![T::default(); if wanted.weight { self.weight_gradient_size() } else { 0 }];
+                let end = (start + images_per_share).min(self.geometry.count);
+                let mut parts = part.chunks_mut(group * image);
+                for first in (start..end).step_by(group) {
+                    let images = first..(first + group).min(end);
+                    let mut buffer = std::mem::take(&mut scratch.gradient);
+                    buffer.clear();
+                    vectorised(
+                        #[inline(always)]
+                        || gradient(images.clone(), &mut buffer),
+                    );
+                    let input = &input[images.start * image..images.end * image];
+                    self.backward_group(input, &buffer, parts.next(), wanted.weight.then_some(&mut sum), scratch);
+                    scratch.gradient = buffer;
+                }
+                sum
+            })
+            .collect();
+        let weight_gradient = wanted.weight.then(|| self.finish_weight_gradient(sums));
+        (wanted.input.then_some(input_gradient), weight_gradient)
+    }
+
+    fn backward_group(
+        &self,
+        input: &[T],
+        gradient: &[T],
+        input_gradient: Option<&mut [T]>,
+        weight_gradient: Option<&mut Vec<T>>,
+        scratch: &mut Scratch<T>,
+    ) {
+        let parallel = self.groups() < FEW_GROUPS;
+        let weight_gradient = weight_gradient.map(Vec::as_mut_slice);
+        match &self.way {
+            Way::Unfold(way) => way.backward(input, gradient, input_gradient, weight_gradient, &mut scratch.unfold),
+            Way::Winograd4(way) => way.backward(input, gradient, input_gradient, weight_gradient, &mut scratch.winograd, parallel),
+            Way::Winograd6(way) => way.backward(input, gradient, input_gradient, weight_gradient, &mut scratch.winograd, parallel),
+        }
+    }
+
+    fn finish_weight_gradient(&self, sums: Vec<Vec<T>>) -> Vec<T> {
+        let sum = sums.into_iter().reduce(|mut total, sum| {
+            total.par_iter_mut().zip(&sum).with_min_len(1 << 14).for_each(|(total, value)| *total += *value);
+            total
+        });
+        let sum = sum.unwrap_or_else(|| vec![T::default(); self.weight_gradient_size()]);
+        match &self.way {
+            Way::Unfold(way) => way.finish_weight_gradient(&sum),
+            Way::Winograd4(way) => way.finish_weight_gradient(&sum),
+            Way::Winograd6(way) => way.finish_weight_gradient(&sum),
+        }
+    }
+}
