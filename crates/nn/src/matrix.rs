@@ -166,11 +166,6 @@ impl<'a, T: Real> Panels<'a, T> {
         Self::new(values, right.rows, right.columns)
     }
 
-    /// The place of a value among those of panels with `inner` rows.
-    pub(crate) fn place(inner: usize, row: usize, column: usize) -> usize {
-        (column / PANEL * inner + row) * PANEL + column % PANEL
-    }
-
     fn count(&self) -> usize {
         self.columns.div_ceil(PANEL)
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
-use super::convolution::{Convolution, Geometry, Kernel, Wanted, add_to_rows};
+use super::convolution::{Convolution, Geometry, Kernel, Purpose, Wanted, add_to_rows};
 use super::norm::{Affine, Statistics};
 use super::{composed, dtype_of, for_real, stored, values, with_values};
 use crate::matrix::{Real, vectorised};
@@ -105,13 +105,10 @@ struct Kept {
 }
 
 impl Operation {
-    fn window(&self) -> usize {
-        if self.block.pool { 2 } else { 1 }
-    }
-
     fn output_shape(&self) -> (usize, usize, usize, usize) {
         let Geometry { count, rows, columns, outputs, .. } = self.geometry;
-        (count, rows / self.window(), columns / self.window(), outputs)
+        let window = if self.block.pool { 2 } else { 1 };
+        (count, rows / window, columns / window, outputs)
     }
 
     /// Values of one image's result.
@@ -123,25 +120,24 @@ impl Operation {
     /// Normalises, rectifies and pools some images.
     #[inline(always)]
     fn finish<T: Real>(&self, convolved: &[T], affine: &[Affine<T>], output: &mut [T]) {
-        match self.window() {
-            2 => self.finish_windows::<T, 2>(convolved, affine, output),
-            _ => self.finish_windows::<T, 1>(convolved, affine, output),
-        }
-    }
-
-    #[inline(always)]
-    fn finish_windows<T: Real, const WINDOW: usize>(&self, convolved: &[T], affine: &[Affine<T>], output: &mut [T]) {
-        let floor = self.floor();
-        let outputs = affine.len();
+        let (floor, outputs) = (self.floor::<T>(), affine.len());
         for (window, output) in output.chunks_exact_mut(outputs).enumerate() {
-            let pixels = self.pixels::<T, WINDOW>(convolved, window);
-            for (channel, (output, &Affine { factor, offset })) in output.iter_mut().zip(affine).enumerate() {
-                let mut best = floor;
-                for pixel in pixels.as_flattened() {
-                    let value = pixel[channel].times_plus(factor, offset);
-                    best = if value > best { value } else { best };
+            if self.block.pool {
+                let [a, b, c, d] = self.pixels(convolved, window);
+                for channel in 0..outputs {
+                    let Affine { factor, offset } = affine[channel];
+                    let mut best = floor;
+                    for own in [a[channel], b[channel], c[channel], d[channel]] {
+                        best = larger(best, own.times_plus(factor, offset));
+                    }
+                    output[channel] = best;
                 }
-                *output = best;
+            } else {
+                let pixel = &convolved[window * outputs..][..outputs];
+                for channel in 0..outputs {
+                    let Affine { factor, offset } = affine[channel];
+                    output[channel] = larger(floor, pixel[channel].times_plus(factor, offset));
+                }
             }
         }
     }
@@ -150,26 +146,22 @@ impl Operation {
         if self.block.rectify { T::default() } else { T::from_f64(f64::NEG_INFINITY) }
     }
 
-    /// Where the pixel at the upper left of a window lies, windows being counted over some images.
+    /// Where the pixel at the upper left of a 2 x 2 window lies, windows being counted over some images.
     #[inline(always)]
-    fn corner<const WINDOW: usize>(&self, window: usize) -> usize {
+    fn corner(&self, window: usize) -> usize {
         let Geometry { rows, columns, outputs, .. } = self.geometry;
-        let (row, column) = (window / (columns / WINDOW), window % (columns / WINDOW));
-        let (image, row) = (row / (rows / WINDOW), row % (rows / WINDOW));
-        ((image * rows + row * WINDOW) * columns + column * WINDOW) * outputs
+        let (row, column) = (window / (columns / 2), window % (columns / 2));
+        let (image, row) = (row / (rows / 2), row % (rows / 2));
+        ((image * rows + row * 2) * columns + column * 2) * outputs
     }
 
+    /// The pixels of a 2 x 2 window.
     #[inline(always)]
-    fn pixels<'a, T, const WINDOW: usize>(&self, convolved: &'a [T], window: usize) -> [[&'a [T]; WINDOW]; WINDOW] {
+    fn pixels<'a, T>(&self, convolved: &'a [T], window: usize) -> [&'a [T]; 4] {
         let Geometry { columns, outputs, .. } = self.geometry;
-        let corner = self.corner::<WINDOW>(window);
-        let mut pixels = [[&convolved[..0]; WINDOW]; WINDOW];
-        for (i, row) in pixels.iter_mut().enumerate() {
-            for (j, pixel) in row.iter_mut().enumerate() {
-                *pixel = &convolved[corner + (i * columns + j) * outputs..][..outputs];
-            }
-        }
-        pixels
+        let corner = self.corner(window);
+        let (top, bottom) = (&convolved[corner..][..2 * outputs], &convolved[corner + columns * outputs..][..2 * outputs]);
+        [&top[..outputs], &top[outputs..], &bottom[..outputs], &bottom[outputs..]]
     }
 
     /// For each channel the sum of the gradient that reaches the normalised values, and of its products with the distance from the mean.
@@ -180,10 +172,7 @@ impl Operation {
             .map(|(convolved, gradient)| {
                 vectorised(
                     #[inline(always)]
-                    || match self.window() {
-                        2 => self.sums_of_image::<T, 2>(convolved, gradient, affine, mean),
-                        _ => self.sums_of_image::<T, 1>(convolved, gradient, affine, mean),
-                    },
+                    || self.sums_of_image(convolved, gradient, affine, mean),
                 )
             })
             .collect();
@@ -194,91 +183,96 @@ impl Operation {
     }
 
     #[inline(always)]
-    fn sums_of_image<T: Real, const WINDOW: usize>(
-        &self,
-        convolved: &[T],
-        gradient: &[T],
-        affine: &[Affine<T>],
-        mean: &[T],
-    ) -> Vec<(f64, f64)> {
+    fn sums_of_image<T: Real>(&self, convolved: &[T], gradient: &[T], affine: &[Affine<T>], mean: &[T]) -> Vec<(f64, f64)> {
         let (floor, outputs) = (self.floor::<T>(), affine.len());
         let (mut plain, mut weighted) = (vec![T::default(); outputs], vec![T::default(); outputs]);
+        let (plain, weighted, mean) = (&mut plain[..outputs], &mut weighted[..outputs], &mean[..outputs]);
         for (window, gradient) in gradient.chunks_exact(outputs).enumerate() {
-            let pixels = self.pixels::<T, WINDOW>(convolved, window);
-            let channels = plain.iter_mut().zip(&mut weighted).zip(affine.iter().zip(mean)).zip(gradient).enumerate();
-            for (channel, (((plain, weighted), (&Affine { factor, offset }, &mean)), &gradient)) in channels {
-                let (mut best, mut pixel_of_best, mut passed) = (floor, T::default(), T::default());
-                for pixel in pixels.as_flattened() {
-                    let value = pixel[channel].times_plus(factor, offset);
-                    let better = value > best;
-                    best = if better { value } else { best };
-                    pixel_of_best = if better { pixel[channel] } else { pixel_of_best };
-                    passed = if better { gradient } else { passed };
+            if self.block.pool {
+                let [a, b, c, d] = self.pixels(convolved, window);
+                for channel in 0..outputs {
+                    let Affine { factor, offset } = affine[channel];
+                    let (mut best, mut distance, mut passed) = (floor, T::default(), T::default());
+                    for own in [a[channel], b[channel], c[channel], d[channel]] {
+                        let value = own.times_plus(factor, offset);
+                        let better = value > best;
+                        best = if better { value } else { best };
+                        distance = if better { own - mean[channel] } else { distance };
+                        passed = if better { gradient[channel] } else { passed };
+                    }
+                    plain[channel] += passed;
+                    weighted[channel] += passed * distance;
                 }
-                *plain += passed;
-                *weighted += passed * (pixel_of_best - mean);
+            } else {
+                let pixel = &convolved[window * outputs..][..outputs];
+                for channel in 0..outputs {
+                    let Affine { factor, offset } = affine[channel];
+                    let passed = if pixel[channel].times_plus(factor, offset) > floor { gradient[channel] } else { T::default() };
+                    plain[channel] += passed;
+                    weighted[channel] += passed * (pixel[channel] - mean[channel]);
+                }
             }
         }
-        plain.iter().zip(&weighted).map(|(plain, weighted)| (plain.to_f64(), weighted.to_f64())).collect()
+        plain.iter().zip(weighted.iter()).map(|(plain, weighted)| (plain.to_f64(), weighted.to_f64())).collect()
     }
 
-    /// The gradient of the convolution's result for some images, appended to `result`.
+    /// The gradient of the convolution's result for some images, in an empty buffer.
     #[inline(always)]
     fn convolved_gradient<T: Real>(&self, convolved: &[T], gradient: &[T], affine: &[Affine<T>], slopes: &[Slope<T>], result: &mut Vec<T>) {
-        match self.window() {
-            2 => self.spread::<T, 2>(convolved, gradient, affine, slopes, result),
-            _ => self.spread::<T, 1>(convolved, gradient, affine, slopes, result),
-        }
-    }
-
-    #[inline(always)]
-    fn spread<T: Real, const WINDOW: usize>(
-        &self,
-        convolved: &[T],
-        gradient: &[T],
-        affine: &[Affine<T>],
-        slopes: &[Slope<T>],
-        result: &mut Vec<T>,
-    ) {
         let Geometry { rows, columns, outputs, .. } = self.geometry;
-        if rows % WINDOW == 0 && columns % WINDOW == 0 {
+        let floor = self.floor::<T>();
+        let (affine, slopes) = (&affine[..outputs], &slopes[..outputs]);
+        if !self.block.pool {
+            result.resize(convolved.len(), T::default());
+            let pixels = result.chunks_exact_mut(outputs).zip(convolved.chunks_exact(outputs)).zip(gradient.chunks_exact(outputs));
+            for ((result, pixel), gradient) in pixels {
+                for channel in 0..outputs {
+                    let Affine { factor, offset } = affine[channel];
+                    let taken = pixel[channel].times_plus(factor, offset) > floor;
+                    result[channel] = slopes[channel].at(pixel[channel], if taken { gradient[channel] } else { T::default() });
+                }
+            }
+            return;
+        }
+        if rows.is_multiple_of(2) && columns.is_multiple_of(2) {
             result.resize(convolved.len(), T::default());
         } else {
             // Pixels that no window covers get what flows through the statistics.
             for pixel in convolved.chunks_exact(outputs) {
-                result.extend(pixel.iter().zip(slopes).map(|(&value, slope)| slope.of_value * value + slope.constant));
+                result.extend(pixel.iter().zip(slopes).map(|(&value, slope)| slope.at(value, T::default())));
             }
         }
-        let floor = self.floor::<T>();
         for (window, gradient) in gradient.chunks_exact(outputs).enumerate() {
-            let corner = self.corner::<WINDOW>(window);
-            let pixels = self.pixels::<T, WINDOW>(convolved, window);
-            for i in 0..WINDOW {
-                let (before, after) = result[corner + i * columns * outputs..][..WINDOW * outputs].split_at_mut(outputs);
-                let mut targets = [before, after];
-                for (j, target) in targets.iter_mut().enumerate().take(WINDOW) {
-                    let target = &mut target[..outputs];
-                    let channels = target.iter_mut().zip(gradient).zip(affine.iter().zip(slopes)).enumerate();
-                    for (channel, ((target, &gradient), (&Affine { factor, offset }, slope))) in channels {
-                        let own = pixels[i][j][channel];
-                        let value = own.times_plus(factor, offset);
-                        // Taken by this pixel, if it is above the floor, above all before it and not below any after it.
-                        let mut taken = value > floor;
-                        for (place, pixel) in pixels.as_flattened().iter().enumerate() {
-                            let other = pixel[channel].times_plus(factor, offset);
-                            if place < i * WINDOW + j {
-                                taken &= value > other;
-                            } else if place > i * WINDOW + j {
-                                taken &= value >= other;
-                            }
-                        }
-                        let passed = if taken { slope.of_gradient * gradient } else { T::default() };
-                        *target = passed + slope.of_value * own + slope.constant;
-                    }
+            let corner = self.corner(window);
+            let [a, b, c, d] = self.pixels(convolved, window);
+            let (top, bottom) = result[corner..].split_at_mut(columns * outputs);
+            let (of_a, of_b) = top[..2 * outputs].split_at_mut(outputs);
+            let (of_c, of_d) = bottom[..2 * outputs].split_at_mut(outputs);
+            for channel in 0..outputs {
+                let Affine { factor, offset } = affine[channel];
+                let (own, slope) = ([a[channel], b[channel], c[channel], d[channel]], slopes[channel]);
+                let mut values = own;
+                let mut best = floor;
+                for value in &mut values {
+                    *value = value.times_plus(factor, offset);
+                    best = larger(best, *value);
                 }
+                // Taken by the first pixel that is the largest, if it is above the floor.
+                let some = best > floor;
+                let [at_a, at_b, at_c, at_d] = [values[0] == best, values[1] == best, values[2] == best, values[3] == best];
+                let (nothing, gradient) = (T::default(), gradient[channel]);
+                of_a[channel] = slope.at(own[0], if at_a & some { gradient } else { nothing });
+                of_b[channel] = slope.at(own[1], if at_b & !at_a & some { gradient } else { nothing });
+                of_c[channel] = slope.at(own[2], if at_c & !(at_a | at_b) & some { gradient } else { nothing });
+                of_d[channel] = slope.at(own[3], if at_d & !(at_a | at_b | at_c) & some { gradient } else { nothing });
             }
         }
     }
+}
+
+#[inline(always)]
+fn larger<T: Real>(best: T, value: T) -> T {
+    if value > best { value } else { best }
 }
 
 /// The gradient of one channel of the convolution's result: `of_gradient · gradient + of_value · value + constant`.
@@ -287,6 +281,13 @@ struct Slope<T> {
     of_gradient: T,
     of_value: T,
     constant: T,
+}
+
+impl<T: Real> Slope<T> {
+    #[inline(always)]
+    fn at(self, value: T, gradient: T) -> T {
+        gradient.times_plus(self.of_gradient, value.times_plus(self.of_value, self.constant))
+    }
 }
 
 impl CustomOp3 for Operation {
@@ -307,7 +308,7 @@ impl CustomOp3 for Operation {
         for_real!(dtype_of(s1), T => {
             let (input, parameters) = (values::<T>(s1, l1)?, values::<T>(s3, l3)?);
             let [bias, scale, shift] = thirds(parameters);
-            let kernel = Kernel::new(geometry, values::<T>(s2, l2)?, false);
+            let kernel = Kernel::new(geometry, values::<T>(s2, l2)?, Purpose::Forward);
             let mut output = vec![T::default(); geometry.count * self.output_image()];
             if let (Some(statistics), false) = (&self.fixed, self.keep) {
                 let affine = statistics.affine(scale, shift);
@@ -364,8 +365,8 @@ impl CustomOp3 for Operation {
                 vec![(0.0, 0.0); geometry.outputs]
             };
             let slopes = slopes(statistics, scale, &sums, own_statistics);
-            let kernel = Kernel::new(geometry, arguments[1], input.track_op());
             let wanted = Wanted { input: input.track_op(), weight: weight.track_op() };
+            let kernel = Kernel::new(geometry, arguments[1], wanted.purpose());
             let (of_image, of_output) = (geometry.output_image(), self.output_image());
             let (input_gradient, weight_gradient) = kernel.backward(input_values, wanted, #[inline(always)] |images, into| {
                 let convolved = &convolved[images.start * of_image..images.end * of_image];

@@ -18,12 +18,10 @@ use winograd::Winograd;
 use super::{composed, dtype_of, for_real, stored, values, with_values};
 use crate::matrix::{Real, vectorised};
 
-/// Shares of the images whose weight gradients are summed up apart, at most, and the values that all these sums may take. Fixed, so that the
+/// Shares of the images whose weight gradients are summed up apart, at most, and the values that more than two such sums may take. Fixed, so that the
 /// order of addition does not depend on the number of threads.
 const SHARES: usize = 8;
 const SHARED_VALUES: usize = 1 << 22;
-/// Fewer groups than this keep the threads busy by spreading their products.
-const FEW_GROUPS: usize = 4;
 
 /// Cross-correlation: input [N, H, W, C], weight [O, C, K, K'], bias [O], result [N, H', W', O].
 ///
@@ -61,7 +59,7 @@ impl CustomOp3 for Conv2d {
         let geometry = self.geometry;
         for_real!(dtype_of(s1), T => {
             let (input, bias) = (values::<T>(s1, l1)?, values::<T>(s3, l3)?);
-            let kernel = Kernel::new(geometry, values::<T>(s2, l2)?, false);
+            let kernel = Kernel::new(geometry, values::<T>(s2, l2)?, Purpose::Forward);
             let mut output = vec![T::default(); geometry.count * geometry.output_image()];
             kernel.forward(input, &mut output, #[inline(always)] |output| add_to_rows(output, bias));
             Ok((stored(output), (geometry.count, geometry.rows, geometry.columns, geometry.outputs).into()))
@@ -78,9 +76,9 @@ impl CustomOp3 for Conv2d {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let device = input.device();
         for_real!(input.dtype(), T => with_values::<T, _>(&[input, weight, gradient], |arguments| {
-            let kernel = Kernel::new(self.geometry, arguments[1], input.track_op());
-            let gradients = Wanted { input: input.track_op(), weight: weight.track_op() };
-            let (input_gradient, weight_gradient) = kernel.backward(arguments[0], gradients, #[inline(always)] |images, into| {
+            let wanted = Wanted { input: input.track_op(), weight: weight.track_op() };
+            let kernel = Kernel::new(self.geometry, arguments[1], wanted.purpose());
+            let (input_gradient, weight_gradient) = kernel.backward(arguments[0], wanted, #[inline(always)] |images, into| {
                 let size = self.geometry.output_image();
                 into.extend_from_slice(&arguments[2][images.start * size..images.end * size]);
             });
@@ -107,6 +105,21 @@ pub(super) struct Wanted {
     pub(super) weight: bool,
 }
 
+impl Wanted {
+    pub(super) fn purpose(self) -> Purpose {
+        if self.input { Purpose::InputGradient } else { Purpose::WeightGradient }
+    }
+}
+
+/// What a weight is laid out for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Forward,
+    InputGradient,
+    /// For this no weight is needed.
+    WeightGradient,
+}
+
 /// A convolution with its weight, laid out for the way that suits its shape.
 pub(super) struct Kernel<T> {
     geometry: Geometry,
@@ -127,14 +140,14 @@ struct Scratch<T> {
 }
 
 impl<T: Real> Kernel<T> {
-    pub(super) fn new(geometry: Geometry, weight: &[T], with_input_gradient: bool) -> Self {
+    pub(super) fn new(geometry: Geometry, weight: &[T], purpose: Purpose) -> Self {
         let few_products = geometry.channels < 8 || geometry.outputs < 8;
         let way = if few_products || !Winograd::<T, 4>::fits(&geometry) {
-            Way::Unfold(Unfold::new(geometry, weight, with_input_gradient))
+            Way::Unfold(Unfold::new(geometry, weight, purpose))
         } else if geometry.rows.is_multiple_of(4) && geometry.columns.is_multiple_of(4) {
-            Way::Winograd6(Winograd::new(geometry, weight, with_input_gradient))
+            Way::Winograd6(Winograd::new(geometry, weight, purpose))
         } else {
-            Way::Winograd4(Winograd::new(geometry, weight, with_input_gradient))
+            Way::Winograd4(Winograd::new(geometry, weight, purpose))
         };
         Self { geometry, way }
     }
@@ -191,11 +204,10 @@ impl<T: Real> Kernel<T> {
     }
 
     fn forward_group(&self, input: &[T], output: &mut [T], scratch: &mut Scratch<T>) {
-        let parallel = self.groups() < FEW_GROUPS;
         match &self.way {
             Way::Unfold(way) => way.forward(input, output, &mut scratch.unfold),
-            Way::Winograd4(way) => way.forward(input, output, &mut scratch.winograd, parallel),
-            Way::Winograd6(way) => way.forward(input, output, &mut scratch.winograd, parallel),
+            Way::Winograd4(way) => way.forward(input, output, &mut scratch.winograd),
+            Way::Winograd6(way) => way.forward(input, output, &mut scratch.winograd),
         }
     }
 
@@ -210,7 +222,7 @@ impl<T: Real> Kernel<T> {
         if !wanted.input && !wanted.weight {
             return (None, None);
         }
-        let shares = if wanted.weight { SHARES.min(SHARED_VALUES / self.weight_gradient_size()).max(1) } else { usize::MAX };
+        let shares = if wanted.weight { (SHARED_VALUES / self.weight_gradient_size()).clamp(2, SHARES) } else { usize::MAX };
         let images_per_share = self.groups().div_ceil(shares).max(1) * group;
         let mut input_gradient = if wanted.input { vec![T::default(); input.len()] } else { Vec::new() };
         let starts: Vec<usize> = (0..self.geometry.count).step_by(images_per_share).collect();
@@ -251,12 +263,11 @@ impl<T: Real> Kernel<T> {
         weight_gradient: Option<&mut Vec<T>>,
         scratch: &mut Scratch<T>,
     ) {
-        let parallel = self.groups() < FEW_GROUPS;
         let weight_gradient = weight_gradient.map(Vec::as_mut_slice);
         match &self.way {
             Way::Unfold(way) => way.backward(input, gradient, input_gradient, weight_gradient, &mut scratch.unfold),
-            Way::Winograd4(way) => way.backward(input, gradient, input_gradient, weight_gradient, &mut scratch.winograd, parallel),
-            Way::Winograd6(way) => way.backward(input, gradient, input_gradient, weight_gradient, &mut scratch.winograd, parallel),
+            Way::Winograd4(way) => way.backward(input, gradient, input_gradient, weight_gradient, &mut scratch.winograd),
+            Way::Winograd6(way) => way.backward(input, gradient, input_gradient, weight_gradient, &mut scratch.winograd),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Convolution by unfolding: the windows of a group of images become the rows of a matrix (im2col), so that the result is `windows · weight`,
 //! the gradient of the windows `gradient · weightᵀ`, and that of the weight `windowsᵀ · gradient`.
 
+use super::Purpose;
 use super::geometry::{Convolution, Geometry};
 use crate::matrix::{Matrix, Panels, Real, multiply};
 
@@ -9,10 +10,8 @@ const POSITIONS: usize = 256;
 
 pub(super) struct Unfold<T> {
     geometry: Geometry,
-    /// The weight as [taps, outputs], in panels.
-    forward: Vec<T>,
-    /// The weight as [outputs, taps], in panels, where the input's gradient is wanted.
-    backward: Vec<T>,
+    /// The weight in panels: [taps, outputs] forward, [outputs, taps] for the input's gradient.
+    weight: Vec<T>,
 }
 
 /// Buffers that serve one group after the other.
@@ -25,16 +24,14 @@ pub(super) struct Scratch<T> {
 
 impl<T: Real> Unfold<T> {
     /// `weight` is [O, C, K, K'].
-    pub(super) fn new(geometry: Geometry, weight: &[T], with_input_gradient: bool) -> Self {
-        let (taps, outputs) = (geometry.taps(), geometry.outputs);
-        let weight = taps_last_channels(&geometry, weight);
-        let weight = Matrix::new(&weight, outputs, taps);
-        let (mut forward, mut backward) = (Vec::new(), Vec::new());
-        Panels::lay_out(weight.transposed(), &mut forward);
-        if with_input_gradient {
-            Panels::lay_out(weight, &mut backward);
+    pub(super) fn new(geometry: Geometry, weight: &[T], purpose: Purpose) -> Self {
+        let mut panels = Vec::new();
+        if purpose != Purpose::WeightGradient {
+            let weight = taps_last_channels(&geometry, weight);
+            let weight = Matrix::new(&weight, geometry.outputs, geometry.taps());
+            Panels::lay_out(if purpose == Purpose::Forward { weight.transposed() } else { weight }, &mut panels);
         }
-        Self { geometry, forward, backward }
+        Self { geometry, weight: panels }
     }
 
     pub(super) fn images_per_group(geometry: &Geometry) -> usize {
@@ -48,7 +45,7 @@ impl<T: Real> Unfold<T> {
     pub(super) fn forward(&self, input: &[T], output: &mut [T], scratch: &mut Scratch<T>) {
         let (taps, outputs) = (self.geometry.taps(), self.geometry.outputs);
         let windows = self.windows(input, &mut scratch.windows);
-        multiply(Matrix::new(windows, output.len() / outputs, taps), Panels::new(&self.forward, taps, outputs), output, false);
+        multiply(Matrix::new(windows, output.len() / outputs, taps), Panels::new(&self.weight, taps, outputs), output, false);
     }
 
     pub(super) fn backward(
@@ -63,7 +60,7 @@ impl<T: Real> Unfold<T> {
         let rows = gradient.len() / outputs;
         let gradient = Matrix::new(gradient, rows, outputs);
         if let Some(input_gradient) = input_gradient {
-            let weight = Panels::new(&self.backward, outputs, taps);
+            let weight = Panels::new(&self.weight, outputs, taps);
             if self.is_pointwise() {
                 multiply(gradient, weight, input_gradient, false);
             } else {

@@ -8,20 +8,25 @@
 
 use rayon::prelude::*;
 
+use super::Purpose;
 use super::geometry::{Convolution, Geometry};
 use crate::matrix::{Matrix, Panels, Real, multiply, vectorised};
 
-/// Tiles of one group at least.
+/// Tiles of a group where there are many, which keeps it in the cache.
 const TILES: usize = 64;
+/// Groups to have even if these are smaller, and the tiles that make a group worth it.
+const GROUPS: usize = 8;
+const FEWEST_TILES: usize = 16;
+/// Values of a panel's row, and the most values of a tile.
+const LINE: usize = Panels::<f32>::WIDTH;
+const MOST_VALUES: usize = 36;
 /// Channels that are transformed together.
 const LANES: usize = 8;
 
 pub(super) struct Winograd<T, const SIDE: usize> {
     geometry: Geometry,
-    /// The transformed weight, for each of the tile's values [channels, outputs] in panels.
-    forward: Vec<T>,
-    /// The same as [outputs, channels], where the input's gradient is wanted.
-    backward: Vec<T>,
+    /// The transformed weight, for each of the tile's values in panels: [channels, outputs] forward, [outputs, channels] for the input's gradient.
+    weight: Vec<T>,
 }
 
 /// Buffers that serve one group after the other.
@@ -86,49 +91,60 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
     }
 
     /// `weight` is [O, C, 3, 3].
-    pub(super) fn new(geometry: Geometry, weight: &[T], with_input_gradient: bool) -> Self {
+    pub(super) fn new(geometry: Geometry, weight: &[T], purpose: Purpose) -> Self {
         let Geometry { channels, outputs, .. } = geometry;
-        let mut by_tap = [vec![T::default(); weight.len()], vec![T::default(); if with_input_gradient { weight.len() } else { 0 }]];
-        let [forward, backward] = &mut by_tap;
-        for (index, taps) in weight.chunks_exact(9).enumerate() {
-            let (output, channel) = (index / channels, index % channels);
-            for (tap, &value) in taps.iter().enumerate() {
-                forward[(tap * channels + channel) * outputs + output] = value;
-                if with_input_gradient {
-                    backward[(tap * outputs + output) * channels + channel] = value;
-                }
-            }
-        }
-        let backward = if with_input_gradient { Self::transformed_weight(backward, outputs, channels) } else { Vec::new() };
-        Self { geometry, forward: Self::transformed_weight(forward, channels, outputs), backward }
+        let weight = match purpose {
+            Purpose::Forward => Self::transformed_weight(weight, [channels, outputs], [9, 9 * channels]),
+            Purpose::InputGradient => Self::transformed_weight(weight, [outputs, channels], [9 * channels, 9]),
+            Purpose::WeightGradient => Vec::new(),
+        };
+        Self { geometry, weight }
     }
 
-    /// `G w Gᵀ` of [9, inner, columns], for each of its values in panels.
-    fn transformed_weight(by_tap: &[T], inner: usize, columns: usize) -> Vec<T> {
-        let size = Panels::<T>::size(inner, columns);
-        let mut result = vec![T::default(); Self::VALUES * size];
-        let factors = weight_factors::<SIDE>();
-        result.par_chunks_mut(size).enumerate().for_each(|(value, panels)| {
-            let (row, column) = (value / SIDE, value % SIDE);
-            for tap in 0..9 {
-                let factor = factors[row][tap / 3] * factors[column][tap % 3];
-                if factor == 0.0 {
-                    continue;
-                }
-                let factor = T::from_f64(factor);
-                for (inner_row, weights) in by_tap[tap * inner * columns..(tap + 1) * inner * columns].chunks_exact(columns).enumerate() {
-                    for (panel, weights) in weights.chunks(Panels::<T>::WIDTH).enumerate() {
-                        let start = Panels::<T>::place(inner, inner_row, panel * Panels::<T>::WIDTH);
-                        panels[start..].iter_mut().zip(weights).for_each(|(sum, &weight)| *sum += factor * weight);
+    /// `G w Gᵀ` of the 3 x 3 weights that lie `strides` apart, for each of its values in panels.
+    fn transformed_weight(weight: &[T], [inner, columns]: [usize; 2], [row_stride, column_stride]: [usize; 2]) -> Vec<T> {
+        let (size, width) = (Panels::<T>::size(inner, columns), Panels::<T>::WIDTH);
+        let factors = weight_factors::<SIDE>().map(|row| row.map(T::from_f64));
+        // By panel first, so that each weight is read once; then every value's panels are put together.
+        let panels: Vec<Vec<T>> = (0..columns.div_ceil(width))
+            .into_par_iter()
+            .map(|panel| {
+                let mut transformed = vec![T::default(); Self::VALUES * inner * width];
+                let mut line = [[T::default(); LINE]; MOST_VALUES];
+                for row in 0..inner {
+                    for lane in 0..width.min(columns - panel * width) {
+                        let start = row * row_stride + (panel * width + lane) * column_stride;
+                        let weight = &weight[start..start + 9];
+                        let mut half = [[T::default(); 3]; SIDE];
+                        for (half, factors) in half.iter_mut().zip(&factors) {
+                            for (j, half) in half.iter_mut().enumerate() {
+                                *half = factors[0] * weight[j] + factors[1] * weight[3 + j] + factors[2] * weight[6 + j];
+                            }
+                        }
+                        for value in 0..Self::VALUES {
+                            let (half, factors) = (half[value / SIDE], factors[value % SIDE]);
+                            line[value][lane] = factors[0] * half[0] + factors[1] * half[1] + factors[2] * half[2];
+                        }
+                    }
+                    for (value, line) in line.iter().enumerate().take(Self::VALUES) {
+                        transformed[(value * inner + row) * width..][..width].copy_from_slice(line);
                     }
                 }
+                transformed
+            })
+            .collect();
+        let mut result = vec![T::default(); Self::VALUES * size];
+        result.par_chunks_mut(size).enumerate().for_each(|(value, result)| {
+            for (result, panel) in result.chunks_exact_mut(inner * width).zip(&panels) {
+                result.copy_from_slice(&panel[value * inner * width..][..inner * width]);
             }
         });
         result
     }
 
     pub(super) fn images_per_group(geometry: &Geometry) -> usize {
-        TILES.div_ceil(Self::tiles_of_image(geometry)).clamp(1, geometry.count.max(1))
+        let tiles = Self::tiles_of_image(geometry);
+        (tiles * geometry.count / GROUPS).clamp(FEWEST_TILES, TILES).div_ceil(tiles).clamp(1, geometry.count.max(1))
     }
 
     pub(super) fn weight_gradient_size(geometry: &Geometry) -> usize {
@@ -139,8 +155,7 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
         geometry.rows.div_ceil(Self::OUTPUTS) * geometry.columns.div_ceil(Self::OUTPUTS)
     }
 
-    /// `parallel` spreads the group's products over the threads.
-    pub(super) fn forward(&self, input: &[T], output: &mut [T], scratch: &mut Scratch<T>, parallel: bool) {
+    pub(super) fn forward(&self, input: &[T], output: &mut [T], scratch: &mut Scratch<T>) {
         let Geometry { channels, outputs, .. } = self.geometry;
         let tiles = self.tiles(input);
         vectorised(
@@ -148,10 +163,11 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
             || self.transform_input(input, &mut scratch.input),
         );
         scratch.output.resize(Self::VALUES * tiles * outputs, T::default());
-        for_each_value(&mut scratch.output, tiles * outputs, parallel, |value, result| {
-            let left = Matrix::new(&scratch.input[value * tiles * channels..][..tiles * channels], tiles, channels);
-            multiply(left, panels_of(&self.forward, value, channels, outputs), result, false);
-        });
+        let transformed = scratch.input.chunks_exact(tiles * channels);
+        for ((values, weight), result) in transformed.zip(self.weight_of_each_value()).zip(scratch.output.chunks_exact_mut(tiles * outputs))
+        {
+            multiply(Matrix::new(values, tiles, channels), Panels::new(weight, channels, outputs), result, false);
+        }
         vectorised(
             #[inline(always)]
             || self.transform_output(&scratch.output, output),
@@ -165,7 +181,6 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
         input_gradient: Option<&mut [T]>,
         weight_gradient: Option<&mut [T]>,
         scratch: &mut Scratch<T>,
-        parallel: bool,
     ) {
         let Geometry { channels, outputs, .. } = self.geometry;
         let tiles = self.tiles(input);
@@ -173,12 +188,12 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
             #[inline(always)]
             || self.transform_gradient(gradient, &mut scratch.output),
         );
-        let transformed = |value: usize| Matrix::new(&scratch.output[value * tiles * outputs..][..tiles * outputs], tiles, outputs);
         if let Some(input_gradient) = input_gradient {
             scratch.input.resize(Self::VALUES * tiles * channels, T::default());
-            for_each_value(&mut scratch.input, tiles * channels, parallel, |value, result| {
-                multiply(transformed(value), panels_of(&self.backward, value, outputs, channels), result, false);
-            });
+            let products = scratch.output.chunks_exact(tiles * outputs).zip(scratch.input.chunks_exact_mut(tiles * channels));
+            for ((gradient, result), weight) in products.zip(self.weight_of_each_value()) {
+                multiply(Matrix::new(gradient, tiles, outputs), Panels::new(weight, outputs, channels), result, false);
+            }
             vectorised(
                 #[inline(always)]
                 || self.transform_back(&scratch.input, input_gradient),
@@ -189,18 +204,16 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
                 #[inline(always)]
                 || self.transform_input(input, &mut scratch.input),
             );
-            let product = |value: usize, sum: &mut [T], panels: &mut Vec<T>| {
-                let left = Matrix::new(&scratch.input[value * tiles * channels..][..tiles * channels], tiles, channels);
-                multiply(left.transposed(), Panels::lay_out(transformed(value), panels), sum, true);
-            };
-            if parallel {
-                let sums = weight_gradient.par_chunks_mut(channels * outputs).enumerate();
-                sums.for_each_init(Vec::new, |panels, (value, sum)| product(value, sum, panels));
-            } else {
-                let sums = weight_gradient.chunks_exact_mut(channels * outputs).enumerate();
-                sums.for_each(|(value, sum)| product(value, sum, &mut scratch.panels));
+            let products = scratch.input.chunks_exact(tiles * channels).zip(scratch.output.chunks_exact(tiles * outputs));
+            for ((values, gradient), sum) in products.zip(weight_gradient.chunks_exact_mut(channels * outputs)) {
+                let gradient = Panels::lay_out(Matrix::new(gradient, tiles, outputs), &mut scratch.panels);
+                multiply(Matrix::new(values, tiles, channels).transposed(), gradient, sum, true);
             }
         }
+    }
+
+    fn weight_of_each_value(&self) -> std::slice::ChunksExact<'_, T> {
+        self.weight.chunks_exact(self.weight.len() / Self::VALUES)
     }
 
     /// `Gᵀ u G` of the sum of all groups' gradients [SIDE², C, O] as [O, C, 3, 3].
@@ -226,9 +239,13 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
             })
             .collect();
         let mut result = vec![T::default(); outputs * channels * 9];
-        result.par_chunks_mut(channels * 9).enumerate().for_each(|(output, result)| {
-            for (taps, by_tap) in result.chunks_exact_mut(9).zip(&by_channel) {
-                taps.iter_mut().zip(by_tap[output..].iter().step_by(outputs)).for_each(|(target, &value)| *target = value);
+        result.par_chunks_mut(LINE * channels * 9).enumerate().for_each(|(block, result)| {
+            let count = result.len() / (channels * 9);
+            for (channel, by_tap) in by_channel.iter().enumerate() {
+                for (tap, values) in by_tap.chunks_exact(outputs).enumerate() {
+                    let targets = result[channel * 9 + tap..].iter_mut().step_by(channels * 9);
+                    targets.zip(&values[block * LINE..][..count]).for_each(|(target, &value)| *target = value);
+                }
             }
         });
         result
@@ -370,20 +387,6 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
                 });
             },
         );
-    }
-}
-
-fn panels_of<T: Real>(values: &[T], value: usize, inner: usize, columns: usize) -> Panels<'_, T> {
-    let size = Panels::<T>::size(inner, columns);
-    Panels::new(&values[value * size..(value + 1) * size], inner, columns)
-}
-
-/// Calls `run(value, part)` for the part of `values` that belongs to each of a tile's values.
-fn for_each_value<T: Real>(values: &mut [T], size: usize, parallel: bool, run: impl Fn(usize, &mut [T]) + Sync) {
-    if parallel {
-        values.par_chunks_mut(size).enumerate().for_each(|(value, part)| run(value, part));
-    } else {
-        values.chunks_exact_mut(size).enumerate().for_each(|(value, part)| run(value, part));
     }
 }
 
