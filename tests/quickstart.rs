@@ -39,17 +39,19 @@ fn quickstart_forgets_what_it_learned_and_only_pays_for_what_changed() {
     assert!(again.stdout.contains("ran 0 of 20 stages (20 cached)"), "{}", again.stdout);
 
     // Another store and folder, another number of threads: the same bytes.
-    let other = quickstart();
-    other.xtask("run", &["--threads", "1"]).success();
-    let (left, right) = (artifacts(&project.store()), artifacts(&other.store()));
-    assert!(left.len() >= 20 && left.keys().eq(right.keys()));
-    for (path, bytes) in &left {
-        assert!(*bytes == right[path], "{} differs", path.display());
-    }
-    let folders = [project.path(""), other.path(""), workspace().to_owned()].map(|path| path.display().to_string());
-    for (path, bytes) in &left {
-        let header = String::from_utf8_lossy(&bytes[..bytes.len().min(20_000)]);
-        assert!(folders.iter().all(|folder| !header.contains(folder)), "{} names a folder of this machine", path.display());
+    for threads in ["1", "4"] {
+        let other = quickstart();
+        other.xtask("run", &["--threads", threads]).success();
+        let (left, right) = (artifacts(&project.store()), artifacts(&other.store()));
+        assert!(left.len() >= 20 && left.keys().eq(right.keys()));
+        for (path, bytes) in &left {
+            assert!(*bytes == right[path], "{} differs with {threads} threads", path.display());
+        }
+        let folders = [project.path(""), other.path(""), workspace().to_owned()].map(|path| path.display().to_string());
+        for (path, bytes) in &left {
+            let header = String::from_utf8_lossy(&bytes[..bytes.len().min(20_000)]);
+            assert!(folders.iter().all(|folder| !header.contains(folder)), "{} names a folder of this machine", path.display());
+        }
     }
 
     // A second request pays for itself only.

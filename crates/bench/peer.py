@@ -1,7 +1,8 @@
 """The work of benches/work.rs in PyTorch and scikit-learn: prints `{"name", "seconds"}` (median) for each NAME given.
 
 Needs torch; condense/kmeans and attack/membership need scikit-learn too. A name whose package is missing, or that has no counterpart, is
-left out. DCU_BENCH_POINTS names the file of points that the Rust side left for condense/kmeans.
+left out. DCU_BENCH_POINTS and DCU_BENCH_IMAGES name the files that the Rust side left for condense/kmeans and data/decode; the latter needs
+Pillow.
 """
 import json
 import os
@@ -128,6 +129,22 @@ def membership():
     return median(lambda: cross_val_score(LogisticRegression(), losses, member, cv=splits, scoring="accuracy"))
 
 
+def decode():
+    import io
+    import struct
+
+    from PIL import Image
+
+    with open(os.environ["DCU_BENCH_IMAGES"], "rb") as file:
+        data = file.read()
+    files, at = [], 0
+    while at < len(data):
+        (size,) = struct.unpack_from("<I", data, at)
+        files.append(data[at + 4:at + 4 + size])
+        at += 4 + size
+    return median(lambda: np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files]))
+
+
 WORK = {
     "train-step/cnn": lambda: train_step(cnn),
     "train-step/mlp": lambda: train_step(mlp),
@@ -137,6 +154,7 @@ WORK = {
     "condense/kmeans": kmeans,
     "condense/matching-step": matching_step,
     "attack/membership": membership,
+    "data/decode": decode,
 }
 
 for name in sys.argv[1:]:

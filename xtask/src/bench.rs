@@ -107,12 +107,13 @@ impl Bench {
 
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("--bench").env("CRITERION_HOME", &self.scratch).env("DCU_BENCH_POINTS", self.points());
+        command.arg("--bench").env("CRITERION_HOME", &self.scratch).envs(self.files());
         command
     }
 
-    fn points(&self) -> PathBuf {
-        self.scratch.join("points.f32")
+    /// Where the benchmarks leave data for the same work in Python.
+    fn files(&self) -> [(&'static str, PathBuf); 2] {
+        [("DCU_BENCH_POINTS", self.scratch.join("points.f32")), ("DCU_BENCH_IMAGES", self.scratch.join("images"))]
     }
 
     fn row(&self, name: &str) -> anyhow::Result<Row> {
@@ -155,8 +156,7 @@ impl Bench {
     /// Seconds of the same work in Python; nothing where Python or a package is missing, or the work has no counterpart.
     fn peer(&self, name: &str) -> Option<f64> {
         let script: &Path = &workspace().join("crates/bench/peer.py");
-        let output =
-            Command::new(&self.python).arg(script).arg(name).env("DCU_BENCH_POINTS", self.points()).stderr(Stdio::inherit()).output();
+        let output = Command::new(&self.python).arg(script).arg(name).envs(self.files()).stderr(Stdio::inherit()).output();
         let answer: Value = serde_json::from_slice(&output.ok()?.stdout).ok()?;
         answer["seconds"].as_f64()
     }

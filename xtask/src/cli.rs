@@ -59,6 +59,9 @@ enum Command {
         /// Threads of a stage; results do not depend on it.
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
         threads: Option<u16>,
+        /// Show where the time of each stage went, and the most memory it held; for what is cached, of the run that made it.
+        #[arg(long)]
+        profile: bool,
     },
     /// Say of each stage whether it is cached, stale and why, or waits for another.
     Status {
@@ -129,8 +132,8 @@ enum Command {
 impl CommandLine {
     pub(crate) fn execute(self) -> anyhow::Result<()> {
         match self.command {
-            Command::Run { target, only, from, force, dry_run, threads } => {
-                let request = run::Request { only, from, force, dry: dry_run, threads: threads.map(usize::from) };
+            Command::Run { target, only, from, force, dry_run, threads, profile } => {
+                let request = run::Request { only, from, force, dry: dry_run, threads: threads.map(usize::from), profile };
                 run::run(&target.open()?, &request)
             }
             Command::Status { target } => {

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::plan::Task;
 use crate::session::{Known, Session};
-use crate::store::{Draft, Key, Made, Seconds, Store};
+use crate::store::{Draft, Key, Made, Phases, Profile, Seconds, Store};
 
 /// How stages are run.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +26,7 @@ pub(crate) struct Options {
 pub(crate) struct Finished {
     pub(crate) outputs: BTreeMap<String, Made>,
     pub(crate) seconds: Seconds,
+    pub(crate) profile: Profile,
 }
 
 /// A stage said why it failed.
@@ -48,11 +49,12 @@ enum Event {
 
 #[derive(Deserialize)]
 struct Report {
-    seconds: Phases,
+    seconds: Parts,
+    peak_memory: Option<u64>,
 }
 
 #[derive(Deserialize)]
-struct Phases {
+struct Parts {
     load: f64,
     compute: f64,
     write: f64,
@@ -81,12 +83,11 @@ pub(crate) fn run(session: &Session, index: usize, known: &Known, draft: &Draft,
         command.arg("--timings").arg(draft.write_scratch("timings.json", &timings)?);
     }
     let begin = Instant::now();
-    let stdout = supervise(&mut command, &instance.name)?;
+    let (stdout, phases) = supervise(&mut command, &instance.name)?;
     let total = begin.elapsed().as_secs_f64();
-    let reported = serde_json::from_slice::<Report>(&stdout).ok().map(|report| report.seconds);
-    let seconds = match reported {
-        Some(Phases { load, compute, write }) => Seconds { load, compute, write, total },
-        None => Seconds { compute: total, total, ..Seconds::default() },
+    let (seconds, peak_memory) = match serde_json::from_slice(&stdout) {
+        Ok(Report { seconds: Parts { load, compute, write }, peak_memory }) => (Seconds { load, compute, write, total }, peak_memory),
+        Err(_) => (Seconds { compute: total, total, ..Seconds::default() }, None),
     };
     let parts = session.parts(index, known).ok().context("its inputs are known")?;
     let outside = (!is_method).then(|| Provenance {
@@ -103,7 +104,7 @@ pub(crate) fn run(session: &Session, index: usize, known: &Known, draft: &Draft,
             .with_context(|| format!("its output `{}` cannot be used", output.name))?;
         outputs.insert(output.name.clone(), made);
     }
-    Ok(Finished { outputs, seconds })
+    Ok(Finished { outputs, seconds, profile: Profile { phases, peak_memory } })
 }
 
 fn file_name(output: &str, schema: &str) -> String {
@@ -135,8 +136,32 @@ fn command(session: &Session, index: usize, draft: &Draft, options: Options) -> 
     Ok(command)
 }
 
-/// Starts a process, shows what it reports, and returns what it printed.
-fn supervise(command: &mut Command, name: &str) -> anyhow::Result<Vec<u8>> {
+/// Seconds between the phases that a stage announces.
+#[derive(Default)]
+struct Stopwatch {
+    phases: Phases,
+    running: Option<(usize, Instant)>,
+}
+
+impl Stopwatch {
+    fn begin(&mut self, phase: &str) {
+        self.stop();
+        let place = self.phases.iter().position(|(name, _)| name == phase).unwrap_or_else(|| {
+            self.phases.push((phase.to_owned(), 0.0));
+            self.phases.len() - 1
+        });
+        self.running = Some((place, Instant::now()));
+    }
+
+    fn stop(&mut self) {
+        if let Some((place, begin)) = self.running.take() {
+            self.phases[place].1 += begin.elapsed().as_secs_f64();
+        }
+    }
+}
+
+/// Starts a process, shows what it reports, and returns what it printed and how long its phases took.
+fn supervise(command: &mut Command, name: &str) -> anyhow::Result<(Vec<u8>, Phases)> {
     let program = command.get_program().to_string_lossy().into_owned();
     let mut child = command
         .stdin(Stdio::null())
@@ -153,11 +178,14 @@ fn supervise(command: &mut Command, name: &str) -> anyhow::Result<Vec<u8>> {
         .with_style(ProgressStyle::with_template("{spinner} {elapsed:>4} {prefix} {msg}").expect("the template is right"));
     bar.set_prefix(name.to_owned());
     bar.enable_steady_tick(Duration::from_millis(200));
-    let mut failure = None;
+    let (mut failure, mut stopwatch) = (None, Stopwatch::default());
     for line in BufReader::new(child.stderr.take().expect("piped")).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).into_owned();
         match serde_json::from_str::<Event>(&line) {
-            Ok(Event::Phase { name }) => bar.set_message(name),
+            Ok(Event::Phase { name }) => {
+                stopwatch.begin(&name);
+                bar.set_message(name);
+            }
             Ok(Event::Progress { name, done, total }) => bar.set_message(format!("{name} {done}/{total}")),
             Ok(Event::Note { text }) => bar.suspend(|| eprintln!("  note: {name}: {text}")),
             Ok(Event::Error { message, causes, remedy }) => {
@@ -169,11 +197,12 @@ fn supervise(command: &mut Command, name: &str) -> anyhow::Result<Vec<u8>> {
         }
     }
     let status = child.wait()?;
+    stopwatch.stop();
     bar.finish_and_clear();
     let stdout = reader.join().expect("reading does not panic")?;
     match failure {
         Some(failure) => Err(failure.into()),
-        None if status.success() => Ok(stdout),
+        None if status.success() => Ok((stdout, stopwatch.phases)),
         None => bail!("`{program}` ended with {status}"),
     }
 }
@@ -201,6 +230,15 @@ mod tests {
         );
         let error = read(r#"{"event":"error","message":"a","causes":["b"],"remedy":null}"#);
         assert_eq!(error, Event::Error { message: "a".into(), causes: vec!["b".into()], remedy: None });
+    }
+
+    #[test]
+    fn the_phases_of_a_program_are_timed() {
+        let script = r#"say() { echo "{\"event\":\"phase\",\"name\":\"$1\"}" >&2; }; say a; sleep 0.1; say b; say a; sleep 0.1"#;
+        let (_, phases) = supervise(Command::new("sh").args(["-c", script]), "test").unwrap();
+        let names: Vec<&str> = phases.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert!(phases[0].1 >= 0.2 && phases[1].1 < phases[0].1, "{phases:?}");
     }
 
     #[test]

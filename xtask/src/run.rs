@@ -10,7 +10,7 @@ use crate::plan::Instance;
 use crate::process::{self, Options, StageFailure};
 use crate::reasons::{Reason, in_one_line};
 use crate::session::{Known, Session, State};
-use crate::store::{Record, Stored, cpu_features, create_folder};
+use crate::store::{Record, Seconds, Stored, cpu_features, create_folder};
 
 /// What to run, and how.
 #[derive(Debug, Default)]
@@ -22,6 +22,8 @@ pub(crate) struct Request {
     pub(crate) force: bool,
     pub(crate) dry: bool,
     pub(crate) threads: Option<usize>,
+    /// Show where the time of each stage went.
+    pub(crate) profile: bool,
 }
 
 /// Runs what is stale, in order, and stops at the first failure. What was finished until then is kept.
@@ -58,6 +60,9 @@ pub(crate) fn run(session: &Session, request: &Request) -> anyhow::Result<()> {
                 eprintln!("  ran     {}  in {:.1} s  ({})", instance.name, stored.record.seconds.total, in_one_line(&reasons));
             }
         }
+        if request.profile {
+            profile_lines(&stored.record).iter().for_each(|line| eprintln!("{line}"));
+        }
         session.store.remember(session.pipeline_name(), &instance.name, &stored.record.parts)?;
         known[index] = Some(stored);
     }
@@ -69,6 +74,22 @@ pub(crate) fn run(session: &Session, request: &Request) -> anyhow::Result<()> {
     let left = if left > 0 { format!(", {left} not asked for") } else { String::new() };
     println!("ran {ran} of {} stages ({cached} cached{left}) in {:.1} s", session.plan.instances.len(), begin.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// Where the time of one run went, and its memory.
+fn profile_lines(record: &Record) -> Vec<String> {
+    let Seconds { load, total, .. } = record.seconds;
+    let phases = record.profile.phases.iter().map(|(name, seconds)| (name.as_str(), *seconds));
+    let mut parts: Vec<(&str, f64)> = [("load", load)].into_iter().chain(phases).collect();
+    let rest = total - parts.iter().map(|(_, seconds)| seconds).sum::<f64>();
+    parts.push(("rest", rest.max(0.0)));
+    let shown = parts.iter().filter(|(_, seconds)| *seconds >= 0.005);
+    let mut lines: Vec<String> =
+        shown.map(|(name, seconds)| format!("            {name:<22} {seconds:>9.2} s  {:>3.0} %", 100.0 * seconds / total)).collect();
+    if let Some(bytes) = record.profile.peak_memory {
+        lines.push(format!("            {:<22} {:>9.2} GiB", "peak memory", bytes as f64 / f64::from(1 << 30)));
+    }
+    lines
 }
 
 fn selection(session: &Session, request: &Request) -> anyhow::Result<Vec<usize>> {
@@ -159,7 +180,15 @@ fn bring_up_to_date(
         }
     }
     let threads = request.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let record = Record { key, parts, outputs: finished.outputs, seconds: finished.seconds, cpu: cpu_features(), threads };
+    let record = Record {
+        key,
+        parts,
+        outputs: finished.outputs,
+        seconds: finished.seconds,
+        profile: finished.profile,
+        cpu: cpu_features(),
+        threads,
+    };
     let stored = session.store.publish(&session.task_folder(index), draft, record)?;
     Ok((stored, Some(reasons)))
 }

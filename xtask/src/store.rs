@@ -59,6 +59,8 @@ pub(crate) struct Record {
     pub(crate) parts: Parts,
     pub(crate) outputs: BTreeMap<String, Made>,
     pub(crate) seconds: Seconds,
+    #[serde(default)]
+    pub(crate) profile: Profile,
     /// The CPU's features, as far as results depend on them.
     pub(crate) cpu: String,
     pub(crate) threads: usize,
@@ -88,6 +90,18 @@ pub(crate) struct Seconds {
     pub(crate) write: f64,
     /// From start to end of the process.
     pub(crate) total: f64,
+}
+
+/// Phases of a run and the seconds of each, in the order in which they first began.
+pub(crate) type Phases = Vec<(String, f64)>;
+
+/// Where the time of a run went, and how much memory it took.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Profile {
+    /// What the stage announced.
+    pub(crate) phases: Phases,
+    /// The most memory that it held at once, in bytes, where it says so.
+    pub(crate) peak_memory: Option<u64>,
 }
 
 /// A finished run, and where its outputs are.

@@ -8,6 +8,7 @@ use criterion::{Criterion, SamplingMode, Throughput};
 use dcu_artifact::Array;
 use dcu_attack::logistic;
 use dcu_condense::{kmeans, matching::Matching};
+use dcu_data::images::{Cell, Shape as ImageShape, decode};
 use dcu_nn::matrix::{Matrix, product};
 use dcu_nn::ops::{self, Convolution};
 use dcu_nn::optimiser::{Optimiser, Rule};
@@ -35,6 +36,7 @@ fn main() {
     convolutions(&mut criterion);
     condensation(&mut criterion);
     attack(&mut criterion);
+    decoding(&mut criterion);
     criterion.final_summary();
 }
 
@@ -243,5 +245,34 @@ fn attack(criterion: &mut Criterion) {
         move || {
             black_box(logistic::split_accuracy(&members, &others, &streams()));
         }
+    });
+}
+
+/// From JPEG to bytes, for as many images as a tenth of CIFAR-10 has; left in a file for the peer where `DCU_BENCH_IMAGES` names one, each
+/// behind its length.
+fn decoding(criterion: &mut Criterion) {
+    one(criterion, "data/decode", None, || {
+        let mut stream = streams().stream("pixels");
+        let cells: Vec<Cell> = (0..5000)
+            .map(|_| {
+                let (tint, slope) = (stream.uniform(), stream.uniform());
+                let image = image::RgbImage::from_fn(32, 32, |x, y| {
+                    let noise = 40.0 * stream.uniform();
+                    image::Rgb([x, y, 31 - x].map(|place| (180.0 * tint + slope * place as f32 + noise) as u8))
+                });
+                let mut bytes = Vec::new();
+                image.write_to(&mut std::io::Cursor::new(&mut bytes), image::ImageFormat::Jpeg).expect("an image can be encoded");
+                Cell::Encoded(bytes)
+            })
+            .collect();
+        if let Some(path) = std::env::var_os("DCU_BENCH_IMAGES") {
+            let files = cells.iter().flat_map(|cell| match cell {
+                Cell::Encoded(bytes) => [&(bytes.len() as u32).to_le_bytes()[..], bytes].concat(),
+                _ => unreachable!("all are encoded"),
+            });
+            std::fs::write(&path, files.collect::<Vec<u8>>()).expect("the file for the peer can be written");
+        }
+        let shape = ImageShape { channels: None, resize: None, pad: 0 };
+        move || drop(black_box(decode(&cells, shape, |row| row.to_string()).expect("images")))
     });
 }

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 /// An image as its source holds it.
 #[derive(Debug, Clone)]
-pub(crate) enum Cell {
+pub enum Cell {
     /// A PNG or JPEG file's bytes.
     Encoded(Vec<u8>),
     /// A file that is read when it is needed.
@@ -19,20 +19,20 @@ pub(crate) enum Cell {
 
 /// What happens to each image after decoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Shape {
+pub struct Shape {
     /// 1 or 3, whatever the image has; `None` leaves it as it is.
-    pub(crate) channels: Option<usize>,
+    pub channels: Option<usize>,
     /// Height and width to scale to.
-    pub(crate) resize: Option<[usize; 2]>,
+    pub resize: Option<[usize; 2]>,
     /// Rows and columns of zeros on each side.
-    pub(crate) pad: usize,
+    pub pad: usize,
 }
 
 /// Decodes images in parallel, in order. `place` names an image for an error.
 ///
 /// # Errors
 /// Names the first image that cannot be decoded, or that has another shape than the first.
-pub(crate) fn decode(cells: &[Cell], shape: Shape, place: impl Fn(usize) -> String + Sync) -> anyhow::Result<Array<u8>> {
+pub fn decode(cells: &[Cell], shape: Shape, place: impl Fn(usize) -> String + Sync) -> anyhow::Result<Array<u8>> {
     let decoded: Vec<(Vec<u8>, [usize; 3])> = cells
         .par_iter()
         .enumerate()

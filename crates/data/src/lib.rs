@@ -1,6 +1,6 @@
 //! The data stages: load images, poison labels, hold samples out, and draw up requests.
 
-mod images;
+pub mod images;
 mod methods;
 mod sources;
 

@@ -98,3 +98,33 @@ fn first_largest(row: &[f32]) -> u32 {
     }
     best as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::architecture::{Architecture, Family};
+    use crate::network::Network;
+    use crate::rng::Streams;
+
+    /// Frozen parts' outputs are kept or computed anew in other batches, and a bucket is condensed beside others: all to the same bytes.
+    #[test]
+    fn an_output_does_not_depend_on_the_batch() {
+        let streams = Streams::new(1, "test");
+        let cnn = Architecture { widths: vec![8, 16, 24], hidden: 20, ..Architecture::of_paper(Family::Cnn, [3, 16, 16], 4) };
+        for architecture in [cnn, Architecture::of_paper(Family::Mlp, [3, 16, 16], 4)] {
+            let network = Network::initialised(&architecture, &streams).unwrap();
+            let mut stream = streams.stream("images");
+            let images: Vec<f32> = (0..70 * 3 * 16 * 16).map(|_| stream.normal()).collect();
+            let samples = Samples::of_values(Array::new(vec![70, 3, 16, 16], images), vec![0; 70]).unwrap();
+            let output = |rows: &[usize]| {
+                let (input, _) = samples.batch(rows).unwrap();
+                network.evaluate(&input, &Part::ALL).and_then(|output| output.to_vec2::<f32>()).unwrap()
+            };
+            let together = output(&(0..70).collect::<Vec<_>>());
+            for rows in [&[3][..], &[69, 0], &[40, 41, 42, 43, 44, 45, 46]] {
+                let expected: Vec<_> = rows.iter().map(|&row| together[row].clone()).collect();
+                assert_eq!(output(rows), expected, "{:?}", architecture.family);
+            }
+        }
+    }
+}

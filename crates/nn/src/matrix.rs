@@ -21,7 +21,14 @@ const PANELS_PER_TASK: usize = 4;
 
 /// A number that matrix products and operations are written for: `f32`, and `f64` where a reference needs it.
 pub trait Real:
-    WithDType + Default + std::iter::Sum + std::ops::AddAssign + std::ops::SubAssign + std::ops::MulAssign + std::ops::Neg<Output = Self>
+    WithDType
+    + Default
+    + std::iter::Sum
+    + std::ops::AddAssign
+    + std::ops::SubAssign
+    + std::ops::MulAssign
+    + std::ops::DivAssign
+    + std::ops::Neg<Output = Self>
 {
     /// One.
     const ONE: Self;

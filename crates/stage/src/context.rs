@@ -155,6 +155,7 @@ impl Context {
     /// # Errors
     /// When the payload breaks a rule of its schema or cannot be written.
     pub fn write<P: Payload>(&mut self, name: &str, payload: &P) -> anyhow::Result<()> {
+        self.progress.phase("write");
         let begin = Instant::now();
         let path = self.output(name)?;
         let provenance = self.provenance.as_ref().context("a method ran outside of its entry")?;
@@ -169,6 +170,7 @@ impl Context {
     /// # Errors
     /// When it cannot be written.
     pub fn write_file(&mut self, name: &str, schema: &str, bytes: &[u8]) -> anyhow::Result<()> {
+        self.progress.phase("write");
         let begin = Instant::now();
         let path = self.output(name)?;
         dcu_artifact::replace_file(&path, bytes).with_context(|| format!("cannot write the output `{name}`"))?;
@@ -204,6 +206,6 @@ impl Context {
         }
         let compute = self.started.elapsed().saturating_sub(self.load + self.write);
         let seconds = json!({ "load": self.load.as_secs_f64(), "compute": compute.as_secs_f64(), "write": self.write.as_secs_f64() });
-        Ok(json!({ "outputs": self.written, "seconds": seconds }))
+        Ok(json!({ "outputs": self.written, "seconds": seconds, "peak_memory": crate::memory::peak_memory() }))
     }
 }

@@ -32,7 +32,7 @@ impl Progress {
         Self { style: Style::None }
     }
 
-    /// A new phase of the work begins.
+    /// A new phase of the work begins, or one that was interrupted goes on. The runner adds up the time of each.
     pub fn phase(self, name: &str) {
         self.say(|| json!({ "event": "phase", "name": name }), || format!("{name} ..."));
     }

@@ -53,9 +53,11 @@ impl Method for Evaluate {
         model::check_fit(&trained, &test)?;
         let roles = Roles::new(&dataset, &test, &holdout, &request)?;
         let network = model::to_network(&trained)?;
+        context.progress().phase("predictions");
         let seen = judge(&network, &Samples::of_whole_dataset(&dataset))?;
         let unseen = judge(&network, &Samples::of_whole_dataset(&test))?;
         let evaluation = Evaluation { dataset: &dataset, test: &test, request: &request, roles: &roles, seen: &seen, unseen: &unseen };
+        context.progress().phase("scores");
         context.write("metrics", &evaluation.metrics()?)
     }
 }

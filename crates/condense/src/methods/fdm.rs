@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 use dcu_artifact::{Array, Buckets, Condensed, Dataset, Members, Model, Tensor as Stored};
 use dcu_nn::{Network, Samples, model};
-use dcu_stage::{Context, Failure, Input, Method, Output, Rejected, Snapshot};
+use dcu_stage::{Context, Failure, Input, Method, Output, Progress, Rejected, Snapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -67,7 +67,7 @@ impl Method for Fdm {
             (first, images, weights) = restored(snapshot).context("the checkpoint is of another release; delete it")?;
         }
         for range in batches(&members).into_iter().filter(|range| range.start >= first) {
-            let (new_images, new_weights) = condense(&network, &dataset, &members[range.clone()], parameters)?;
+            let (new_images, new_weights) = condense(&network, &dataset, &members[range.clone()], parameters, context.progress())?;
             images.extend(new_images);
             weights.extend(new_weights);
             context.progress().step("buckets", range.end, members.len());
@@ -132,9 +132,12 @@ fn condense(
     dataset: &Dataset,
     members: &[Vec<usize>],
     parameters: &Parameters,
+    progress: Progress,
 ) -> candle_core::Result<(Vec<f32>, Vec<f32>)> {
     let sizes: Vec<usize> = members.iter().map(Vec::len).collect();
+    progress.phase("features");
     let mut matching = Matching::new(network, &Samples::of_dataset(dataset, &members.concat()), &sizes)?;
+    progress.phase("matching");
     for _ in 0..parameters.steps {
         matching.step(parameters.lr)?;
     }

@@ -47,7 +47,7 @@ impl Attention {
             let largest = row.iter().copied().fold(row[0], |largest, value| if value > largest { value } else { largest });
             row.iter_mut().for_each(|value| *value = ((*value - largest) * self.scale()).exponential());
             let sum: T = row.iter().copied().sum();
-            row.iter_mut().for_each(|value| *value = *value / sum);
+            row.iter_mut().for_each(|value| *value /= sum);
         }
     }
 

@@ -86,6 +86,7 @@ impl Method for Fit {
         if let Some(snapshot) = checkpoints.resume() {
             fit.restore(serde_json::from_value(snapshot.position)?, snapshot.tensors)?;
         }
+        context.progress().phase("training");
         while fit.next_epoch(&samples)?.is_some() {
             context.progress().step("epochs", fit.done(), recipe.epochs);
             checkpoints.offer(|| Ok(Snapshot { position: json!(fit.done()), tensors: fit.snapshot()? }))?;

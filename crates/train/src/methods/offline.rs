@@ -9,7 +9,7 @@ use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
 use dcu_nn::train::{self, Phase, Prepared};
 use dcu_nn::{Network, Part, Samples, model};
-use dcu_stage::{Checkpoints, Context, Failure, Input, Method, Output, Rejected, Snapshot};
+use dcu_stage::{Checkpoints, Context, Failure, Input, Method, Output, Progress, Rejected, Snapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -96,9 +96,9 @@ impl Method for Offline {
             training: &Samples::of_whole_dataset(&dataset),
             remembrance: &Samples::of_ids(&test, &holdout.remembrance)?,
             streams: &Streams::new(context.seed(), "train/offline"),
+            progress: context.progress(),
         };
-        let network = phases
-            .run(model::to_network(&trained)?, context.checkpoints(), |done, total| context.progress().step("epochs", done, total))?;
+        let network = phases.run(model::to_network(&trained)?, context.checkpoints())?;
         context.write("model", &model::with_facts_of(&network, &trained)?)
     }
 }
@@ -119,11 +119,12 @@ struct Phases<'a> {
     training: &'a Samples,
     remembrance: &'a Samples,
     streams: &'a Streams,
+    progress: Progress,
 }
 
 impl Phases<'_> {
     /// Each iteration is two steps of the schedule, one of the final and one of the intermediate; after each is a safe point.
-    fn run(&self, mut network: Network, mut checkpoints: Checkpoints, mut report: impl FnMut(usize, usize)) -> anyhow::Result<Network> {
+    fn run(&self, mut network: Network, mut checkpoints: Checkpoints) -> anyhow::Result<Network> {
         let Parameters { iterations, final_epochs, intermediate_epochs, .. } = *self.parameters;
         let total = iterations * (final_epochs + intermediate_epochs);
         let (mut first, mut done) = (0, 0);
@@ -135,7 +136,7 @@ impl Phases<'_> {
             let part = if step % 2 == 0 { Part::Final } else { Part::Intermediate };
             self.step(&mut network, step / 2, part, || {
                 done += 1;
-                report(done, total);
+                self.progress.step("epochs", done, total);
             })?;
             checkpoints.offer(|| {
                 let tensors: BTreeMap<String, Tensor> = network.to_tensors()?;
@@ -151,6 +152,7 @@ impl Phases<'_> {
             Part::Final => (self.remembrance, parameters.final_batch, parameters.final_epochs, parameters.final_lr, "final"),
             _ => (self.training, parameters.batch, parameters.intermediate_epochs, parameters.intermediate_lr, "intermediate"),
         };
+        self.progress.phase(purpose);
         let phase = Phase { trainable: &[part], modes: parameters.modes(iteration, part), batch, streams: self.streams, purpose };
         let prepared = Prepared::new(network, samples, phase)?;
         let mut optimiser = Optimiser::new(Rule::Adam { weight_decay: 0.0 });

@@ -9,7 +9,7 @@ use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
 use dcu_nn::train::{self, Phase, Prepared};
 use dcu_nn::{Family, Network, Part, Samples, model};
-use dcu_stage::{Checkpoints, Context, Failure, Input, Method, Output, Rejected, Snapshot};
+use dcu_stage::{Checkpoints, Context, Failure, Input, Method, Output, Progress, Rejected, Snapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -144,12 +144,12 @@ impl Method for Modular {
             reduced: &Samples::of_reduced(&reduced),
             remembrance: &remembrance(parameters.anchors, &test, &holdout, &reduced)?,
             streams: &Streams::new(context.seed(), "unlearn/modular"),
+            progress: context.progress(),
         };
         if online.remembrance.is_empty() {
             context.progress().note("the remembrance set has no class of the reduced set: the final is left alone");
         }
-        let network =
-            online.run(network, context.checkpoints(), |round| context.progress().step("overture", round, parameters.overture))?;
+        let network = online.run(network, context.checkpoints())?;
         context.write("model", &model::with_facts_of(&network, &offline)?)
     }
 }
@@ -169,11 +169,12 @@ struct Online<'a> {
     reduced: &'a Samples,
     remembrance: &'a Samples,
     streams: &'a Streams,
+    progress: Progress,
 }
 
 impl Online<'_> {
     /// One optimiser serves all phases: the moments of a part rest while it is frozen. After each round is a safe point.
-    fn run(&self, mut network: Network, mut checkpoints: Checkpoints, mut round_done: impl FnMut(usize)) -> anyhow::Result<Network> {
+    fn run(&self, mut network: Network, mut checkpoints: Checkpoints) -> anyhow::Result<Network> {
         let rule = Rule::Adam { weight_decay: 0.0 };
         let (mut optimiser, mut first) = (Optimiser::new(rule), 0);
         if let Some(snapshot) = checkpoints.resume() {
@@ -186,11 +187,12 @@ impl Online<'_> {
             if round < self.schedule.rounds_with_final && !self.remembrance.is_empty() {
                 self.anchor_final(&mut network, round, &mut optimiser)?;
             }
-            round_done(round + 1);
+            self.progress.step("overture", round + 1, self.parameters.overture);
             checkpoints.offer(|| Ok(Snapshot { position: json!(round + 1), tensors: train::snapshot(&network, &optimiser)? }))?;
         }
         self.pass_over_reduced(&mut network, Part::Intermediate, 0, self.parameters.intermediate_epochs, &mut optimiser)?;
         if self.parameters.modes == ModeRule::Corrected && self.parameters.intermediate_epochs > 0 {
+            self.progress.phase("running averages");
             train::recompute_running_averages(&mut network, self.reduced, Part::Intermediate, self.parameters.batch, self.streams)?;
         }
         Ok(network)
@@ -208,6 +210,7 @@ impl Online<'_> {
             Part::Beginning => ("beginning", self.schedule.overture_lr),
             _ => ("intermediate", self.schedule.intermediate_lr),
         };
+        self.progress.phase(purpose);
         let phase =
             Phase { trainable: &[part], modes: self.parameters.modes(part), batch: self.parameters.batch, streams: self.streams, purpose };
         let prepared = Prepared::new(network, self.reduced, phase)?;
@@ -218,6 +221,7 @@ impl Online<'_> {
     }
 
     fn anchor_final(&self, network: &mut Network, round: usize, optimiser: &mut Optimiser) -> anyhow::Result<()> {
+        self.progress.phase("final");
         let phase = Phase {
             trainable: &[Part::Final],
             modes: self.parameters.modes(Part::Final),

@@ -110,7 +110,7 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
             .into_par_iter()
             .map(|panel| {
                 let mut transformed = vec![T::default(); Self::VALUES * inner * width];
-                let mut line = [[T::default(); LINE]; MOST_VALUES];
+                let mut lines = [[T::default(); LINE]; MOST_VALUES];
                 for row in 0..inner {
                     for lane in 0..width.min(columns - panel * width) {
                         let start = row * row_stride + (panel * width + lane) * column_stride;
@@ -121,12 +121,12 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
                                 *half = factors[0] * weight[j] + factors[1] * weight[3 + j] + factors[2] * weight[6 + j];
                             }
                         }
-                        for value in 0..Self::VALUES {
+                        for (value, line) in lines.iter_mut().enumerate().take(Self::VALUES) {
                             let (half, factors) = (half[value / SIDE], factors[value % SIDE]);
-                            line[value][lane] = factors[0] * half[0] + factors[1] * half[1] + factors[2] * half[2];
+                            line[lane] = factors[0] * half[0] + factors[1] * half[1] + factors[2] * half[2];
                         }
                     }
-                    for (value, line) in line.iter().enumerate().take(Self::VALUES) {
+                    for (value, line) in lines.iter().enumerate().take(Self::VALUES) {
                         transformed[(value * inner + row) * width..][..width].copy_from_slice(line);
                     }
                 }
