@@ -12,10 +12,10 @@ use rayon::prelude::*;
 const PANEL: usize = 16;
 /// Rows that are computed together. Six rows of sixteen f32 fill the registers of AVX2.
 const ROWS: usize = 6;
-/// Terms that are summed up before the sum is added to the result, at most. A panel of this depth stays in the first cache.
-const DEPTH: usize = 384;
+/// Terms that are summed up before the sum is added to the result, at most. A panel of this depth stays in the first cache, with the rows beside it.
+const DEPTH: usize = 256;
 /// Rows of a product that are one task.
-const ROWS_PER_TASK: usize = 8 * ROWS;
+const ROWS_PER_TASK: usize = 16 * ROWS;
 /// Panels of a product that are one task.
 const PANELS_PER_TASK: usize = 4;
 

@@ -97,6 +97,10 @@ fn gradients_are_the_limits_of_differences() {
             check(&format!("conv_block {variant:?}"), &block_arguments(2), |values| block(values, variant, normalisation));
         }
     }
+    for variant in [BLOCK, Block { pool: false, ..BLOCK }] {
+        let [input, others @ ..] = block_arguments(2);
+        check(&format!("frozen conv_block {variant:?}"), &[input], |values| block(&[&values[..1], &others].concat(), variant, FIXED));
+    }
     check("linear", &[random("input", &[3, 4]), random("weight", &[2, 4]), random("bias", &[2])], |values| {
         ops::linear(&values[0], &values[1], &values[2])
     });

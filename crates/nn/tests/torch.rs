@@ -87,8 +87,8 @@ fn linear() {
 #[test]
 fn pooling() {
     let golden = golden("ops.safetensors");
-    let operations: [(&str, fn(&Tensor, Pooling) -> Result<Tensor>); 2] =
-        [("max_pool2d", ops::max_pool2d), ("avg_pool2d", ops::avg_pool2d)];
+    type Pool = fn(&Tensor, Pooling) -> Result<Tensor>;
+    let operations: [(&str, Pool); 2] = [("max_pool2d", ops::max_pool2d), ("avg_pool2d", ops::avg_pool2d)];
     for (operation, pool) in operations {
         for name in cases(&golden, operation) {
             let number = |key: &str| integer(&golden, &format!("{name}.{key}"));

@@ -76,8 +76,7 @@ pub fn conv_block(
                 Some(Statistics { mean: mean.to_vec(), variance: variance.to_vec(), count: geometry.count * geometry.positions() })
             }
         },
-        // Candle computes gradients for what is tracked; without that nothing needs to be kept.
-        keep: [input, weight, bias, scale, shift].iter().any(|tensor| tensor.track_op()),
+        is_frozen: [weight, bias, scale, shift].iter().all(|tensor| !tensor.track_op()),
         kept: Mutex::new(None),
         statistics: statistics.clone(),
     };
@@ -92,16 +91,19 @@ struct Operation {
     block: Block,
     /// The statistics to normalise by, unless they are the batch's.
     fixed: Option<Statistics>,
-    keep: bool,
+    /// Whether no gradient flows to the block's own parameters.
+    is_frozen: bool,
     kept: Mutex<Option<Kept>>,
     /// Where the batch's statistics are left for the caller.
     statistics: Arc<Mutex<Option<Statistics>>>,
 }
 
 /// What the backward pass needs of the forward pass.
-struct Kept {
-    convolved: CpuStorage,
-    statistics: Statistics,
+enum Kept {
+    /// The convolution's result, and the statistics that it was normalised by.
+    Convolved(CpuStorage, Statistics),
+    /// Enough for a frozen block with fixed statistics: which pixel of its window each result is, counted from 1, or 0 for none.
+    Choices(Vec<u8>),
 }
 
 impl Operation {
@@ -137,6 +139,62 @@ impl Operation {
                 for channel in 0..outputs {
                     let Affine { factor, offset } = affine[channel];
                     output[channel] = larger(floor, pixel[channel].times_plus(factor, offset));
+                }
+            }
+        }
+    }
+
+    /// As [`Self::finish`], and notes which pixel each result is.
+    #[inline(always)]
+    fn choose<T: Real>(&self, convolved: &[T], affine: &[Affine<T>], output: &mut [T], choices: &mut [u8]) {
+        let (floor, outputs) = (self.floor::<T>(), affine.len());
+        for (window, (output, choices)) in output.chunks_exact_mut(outputs).zip(choices.chunks_exact_mut(outputs)).enumerate() {
+            if self.block.pool {
+                let [a, b, c, d] = self.pixels(convolved, window);
+                for channel in 0..outputs {
+                    let Affine { factor, offset } = affine[channel];
+                    let (mut best, mut choice) = (floor, 0_u8);
+                    for (place, own) in [a[channel], b[channel], c[channel], d[channel]].into_iter().enumerate() {
+                        let value = own.times_plus(factor, offset);
+                        choice = if value > best { place as u8 + 1 } else { choice };
+                        best = larger(best, value);
+                    }
+                    (output[channel], choices[channel]) = (best, choice);
+                }
+            } else {
+                let pixel = &convolved[window * outputs..][..outputs];
+                for channel in 0..outputs {
+                    let Affine { factor, offset } = affine[channel];
+                    let value = pixel[channel].times_plus(factor, offset);
+                    choices[channel] = u8::from(value > floor);
+                    output[channel] = larger(floor, value);
+                }
+            }
+        }
+    }
+
+    /// The gradient of the convolution's result for some images by the choices that were noted, in an empty buffer.
+    #[inline(always)]
+    fn gradient_of_choices<T: Real>(&self, choices: &[u8], gradient: &[T], affine: &[Affine<T>], images: usize, result: &mut Vec<T>) {
+        let Geometry { columns, outputs, .. } = self.geometry;
+        result.resize(images * self.geometry.output_image(), T::default());
+        let affine = &affine[..outputs];
+        for (window, (gradient, choices)) in gradient.chunks_exact(outputs).zip(choices.chunks_exact(outputs)).enumerate() {
+            if self.block.pool {
+                let (top, bottom) = result[self.corner(window)..].split_at_mut(columns * outputs);
+                let (of_a, of_b) = top[..2 * outputs].split_at_mut(outputs);
+                let (of_c, of_d) = bottom[..2 * outputs].split_at_mut(outputs);
+                for channel in 0..outputs {
+                    let (choice, passed) = (choices[channel], gradient[channel] * affine[channel].factor);
+                    of_a[channel] = if choice == 1 { passed } else { T::default() };
+                    of_b[channel] = if choice == 2 { passed } else { T::default() };
+                    of_c[channel] = if choice == 3 { passed } else { T::default() };
+                    of_d[channel] = if choice == 4 { passed } else { T::default() };
+                }
+            } else {
+                let result = &mut result[window * outputs..][..outputs];
+                for channel in 0..outputs {
+                    result[channel] = if choices[channel] == 1 { gradient[channel] * affine[channel].factor } else { T::default() };
                 }
             }
         }
@@ -310,12 +368,20 @@ impl CustomOp3 for Operation {
             let [bias, scale, shift] = thirds(parameters);
             let kernel = Kernel::new(geometry, values::<T>(s2, l2)?, Purpose::Forward);
             let mut output = vec![T::default(); geometry.count * self.output_image()];
-            if let (Some(statistics), false) = (&self.fixed, self.keep) {
-                let affine = statistics.affine(scale, shift);
-                kernel.forward_into(input, &mut output, self.output_image(), #[inline(always)] |convolved, output| {
-                    add_to_rows(convolved, bias);
-                    self.finish(convolved, &affine, output);
-                });
+            if let (Some(statistics), true) = (&self.fixed, self.is_frozen) {
+                let (affine, mut choices) = (statistics.affine(scale, shift), vec![0; output.len()]);
+                kernel.forward_into(
+                    input,
+                    &mut output,
+                    &mut choices,
+                    self.output_image(),
+                    #[inline(always)]
+                    |convolved, output, choices| {
+                        add_to_rows(convolved, bias);
+                        self.choose(convolved, &affine, output, choices);
+                    },
+                );
+                *self.kept.lock().expect("no thread panicked") = Some(Kept::Choices(choices));
                 return Ok((stored(output), self.output_shape().into()));
             }
             let mut convolved = vec![T::default(); geometry.count * geometry.output_image()];
@@ -334,9 +400,7 @@ impl CustomOp3 for Operation {
             if self.fixed.is_none() {
                 *self.statistics.lock().expect("no thread panicked") = Some(statistics.clone());
             }
-            if self.keep {
-                *self.kept.lock().expect("no thread panicked") = Some(Kept { convolved: stored(convolved), statistics });
-            }
+            *self.kept.lock().expect("no thread panicked") = Some(Kept::Convolved(stored(convolved), statistics));
             Ok((stored(output), self.output_shape().into()))
         })
     }
@@ -350,12 +414,27 @@ impl CustomOp3 for Operation {
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let kept = self.kept.lock().expect("no thread panicked");
-        let Some(Kept { convolved, statistics }) = &*kept else { bail!("nothing was kept for the backward pass") };
+        let Some(kept) = &*kept else { bail!("nothing was kept for the backward pass") };
         let (geometry, device) = (self.geometry, input.device());
+        let (of_image, of_output) = (geometry.output_image(), self.output_image());
+        let wanted = Wanted { input: input.track_op(), weight: weight.track_op() };
         for_real!(input.dtype(), T => with_values::<T, _>(&[input, weight, parameters, gradient], |arguments| {
             let (input_values, gradient) = (arguments[0], arguments[3]);
-            let convolved = T::cpu_storage_as_slice(convolved)?;
+            let kernel = Kernel::new(geometry, arguments[1], wanted.purpose());
+            let tensor = |values: Option<Vec<T>>, like: &Tensor| values.map(|values| Tensor::from_vec(values, like.shape(), device)).transpose();
             let [_, scale, shift] = thirds(arguments[2]);
+            let (convolved, statistics) = match (kept, &self.fixed) {
+                (Kept::Convolved(convolved, statistics), _) => (T::cpu_storage_as_slice(convolved)?, statistics),
+                (Kept::Choices(choices), Some(statistics)) => {
+                    let affine = statistics.affine(scale, shift);
+                    let (input_gradient, _) = kernel.backward(input_values, wanted, #[inline(always)] |images, into| {
+                        let range = images.start * of_output..images.end * of_output;
+                        self.gradient_of_choices(&choices[range.clone()], &gradient[range], &affine, images.len(), into);
+                    });
+                    return Ok((tensor(input_gradient, input)?, None, None));
+                }
+                (Kept::Choices(_), None) => bail!("choices are kept for fixed statistics only"),
+            };
             let affine = statistics.affine(scale, shift);
             let mean: Vec<T> = statistics.mean.iter().map(|&mean| T::from_f64(mean)).collect();
             let own_statistics = self.fixed.is_none();
@@ -365,9 +444,6 @@ impl CustomOp3 for Operation {
                 vec![(0.0, 0.0); geometry.outputs]
             };
             let slopes = slopes(statistics, scale, &sums, own_statistics);
-            let wanted = Wanted { input: input.track_op(), weight: weight.track_op() };
-            let kernel = Kernel::new(geometry, arguments[1], wanted.purpose());
-            let (of_image, of_output) = (geometry.output_image(), self.output_image());
             let (input_gradient, weight_gradient) = kernel.backward(input_values, wanted, #[inline(always)] |images, into| {
                 let convolved = &convolved[images.start * of_image..images.end * of_image];
                 let gradient = &gradient[images.start * of_output..images.end * of_output];
@@ -378,11 +454,7 @@ impl CustomOp3 for Operation {
                 let scale = sums.iter().zip(statistics.inverse_deviations()).map(|(sum, inverse)| T::from_f64(sum.1 * inverse));
                 bias.chain(scale).chain(sums.iter().map(|sum| T::from_f64(sum.0))).collect::<Vec<T>>()
             });
-            Ok((
-                input_gradient.map(|values| Tensor::from_vec(values, input.shape(), device)).transpose()?,
-                weight_gradient.map(|values| Tensor::from_vec(values, weight.shape(), device)).transpose()?,
-                parameter_gradient.map(|values| Tensor::from_vec(values, parameters.shape(), device)).transpose()?,
-            ))
+            Ok((tensor(input_gradient, input)?, tensor(weight_gradient, weight)?, tensor(parameter_gradient, parameters)?))
         }))
     }
 }

@@ -186,18 +186,25 @@ impl<T: Real> Kernel<T> {
         results.collect()
     }
 
-    /// As [`Self::forward`], where only what `finish(result, target)` makes of each group is kept: `size` values an image.
-    pub(super) fn forward_into(&self, input: &[T], target: &mut [T], size: usize, finish: impl Fn(&mut [T], &mut [T]) + Sync) {
+    /// As [`Self::forward`], where of each group only `finish(result, target, choices)` is kept: `size` values an image of both.
+    pub(super) fn forward_into(
+        &self,
+        input: &[T],
+        target: &mut [T],
+        choices: &mut [u8],
+        size: usize,
+        finish: impl Fn(&mut [T], &mut [T], &mut [u8]) + Sync,
+    ) {
         let group = self.images_per_group();
-        let groups = target.par_chunks_mut(group * size).zip(input.par_chunks(group * self.geometry.image()));
-        groups.for_each_init(
+        let targets = target.par_chunks_mut(group * size).zip(choices.par_chunks_mut(group * size));
+        targets.zip(input.par_chunks(group * self.geometry.image())).for_each_init(
             || (Scratch::default(), Vec::new()),
-            |(scratch, output), (target, input)| {
+            |(scratch, output), ((target, choices), input)| {
                 output.resize(input.len() / self.geometry.image() * self.geometry.output_image(), T::default());
                 self.forward_group(input, output, scratch);
                 vectorised(
                     #[inline(always)]
-                    || finish(output, target),
+                    || finish(output, target, choices),
                 );
             },
         );
