@@ -18,57 +18,65 @@ impl Logistic {
     /// Minimises `½·slope² + Σ log-loss`, the intercept free (scikit-learn's defaults: L2 penalty, C = 1), by Newton's steps with halving.
     pub(crate) fn fit(samples: &[(f64, bool)]) -> Self {
         let mut current = Self { slope: 0.0, intercept: 0.0 };
-        let mut value = current.objective(samples);
+        let mut reached = current.objective(samples);
         for _ in 0..MOST_STEPS {
-            let Some((slope, intercept)) = current.newton_step(samples) else { break };
+            let Some((slope, intercept)) = reached.newton_step() else { break };
             let improved = (0..40).map(|halvings| 0.5_f64.powi(halvings)).find_map(|scale| {
                 let next = Self { slope: current.slope - scale * slope, intercept: current.intercept - scale * intercept };
-                let reached = next.objective(samples);
-                (reached < value).then_some((next, reached))
+                let objective = next.objective(samples);
+                (objective.value < reached.value).then_some((next, objective))
             });
-            let Some((next, reached)) = improved else { break };
-            let gain = value - reached;
-            (current, value) = (next, reached);
-            if gain <= 1e-12 * value.abs() {
+            let Some((next, objective)) = improved else { break };
+            let gain = reached.value - objective.value;
+            (current, reached) = (next, objective);
+            if gain <= 1e-12 * reached.value.abs() {
                 break;
             }
         }
         current
     }
 
-    fn objective(self, samples: &[(f64, bool)]) -> f64 {
-        let losses = samples.iter().map(|&(feature, member)| {
-            let score = self.slope * feature + self.intercept;
-            let signed = if member { score } else { -score };
-            // ln(1 + exp(-signed)) without overflow
-            (-signed.abs()).exp().ln_1p() + (-signed).max(0.0)
-        });
-        0.5 * self.slope * self.slope + losses.sum::<f64>()
-    }
-
-    /// Gradient divided by Hessian; `None` where the Hessian is singular.
-    fn newton_step(self, samples: &[(f64, bool)]) -> Option<(f64, f64)> {
-        let (mut g0, mut g1, mut h00, mut h01, mut h11) = (0.0, self.slope, 0.0, 0.0, 1.0);
+    /// The objective and its derivatives, in one pass.
+    fn objective(self, samples: &[(f64, bool)]) -> Objective {
+        let (mut value, mut gradient, mut hessian) = (0.5 * self.slope * self.slope, [0.0, self.slope], [0.0, 0.0, 1.0]);
         for &(feature, member) in samples {
-            let probability = self.probability(feature);
+            let score = self.slope * feature + self.intercept;
+            // Of exp(-|score|) everything follows without overflow.
+            let small = (-score.abs()).exp();
+            let larger = 1.0 / (1.0 + small);
+            let probability = if score > 0.0 { larger } else { small * larger };
+            let wrong = if member { -score } else { score };
+            value += small.ln_1p() + wrong.max(0.0);
             let error = probability - f64::from(u8::from(member));
-            let weight = probability * (1.0 - probability);
-            g0 += error;
-            g1 += error * feature;
-            h00 += weight;
-            h01 += weight * feature;
-            h11 += weight * feature * feature;
+            let weight = small * larger * larger;
+            gradient[0] += error;
+            gradient[1] += error * feature;
+            hessian[0] += weight;
+            hessian[1] += weight * feature;
+            hessian[2] += weight * feature * feature;
         }
-        let determinant = h00 * h11 - h01 * h01;
-        (determinant > 1e-300).then(|| ((g1 * h00 - g0 * h01) / determinant, (g0 * h11 - g1 * h01) / determinant))
-    }
-
-    fn probability(self, feature: f64) -> f64 {
-        1.0 / (1.0 + (-(self.slope * feature + self.intercept)).exp())
+        Objective { value, gradient, hessian }
     }
 
     fn is_right(self, feature: f64, member: bool) -> bool {
         (self.slope * feature + self.intercept > 0.0) == member
+    }
+}
+
+/// What is minimised, at one point, with its derivatives by intercept and slope.
+struct Objective {
+    value: f64,
+    gradient: [f64; 2],
+    /// Twice by the intercept, by both, twice by the slope.
+    hessian: [f64; 3],
+}
+
+impl Objective {
+    /// Gradient divided by Hessian, as slope and intercept; `None` where the Hessian is singular.
+    fn newton_step(&self) -> Option<(f64, f64)> {
+        let ([g0, g1], [h00, h01, h11]) = (self.gradient, self.hessian);
+        let determinant = h00 * h11 - h01 * h01;
+        (determinant > 1e-300).then(|| ((g1 * h00 - g0 * h01) / determinant, (g0 * h11 - g1 * h01) / determinant))
     }
 }
 
@@ -109,10 +117,10 @@ mod tests {
         let samples: Vec<(f64, bool)> =
             normals(200, 0.0, "a").into_iter().map(|x| (x, true)).chain(normals(150, 1.5, "b").into_iter().map(|x| (x, false))).collect();
         let fitted = Logistic::fit(&samples);
-        let best = fitted.objective(&samples);
+        let best = fitted.objective(&samples).value;
         for (slope, intercept) in [(1e-3, 0.0), (-1e-3, 0.0), (0.0, 1e-3), (0.0, -1e-3)] {
             let moved = Logistic { slope: fitted.slope + slope, intercept: fitted.intercept + intercept };
-            assert!(moved.objective(&samples) > best);
+            assert!(moved.objective(&samples).value > best);
         }
     }
 
