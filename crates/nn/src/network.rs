@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::architecture::{Architecture, Layer, Part};
-use crate::ops::{self, Block, Convolution, Normalisation};
+use crate::ops::{self, Block, Convolution, FrozenBlock, Normalisation};
 use crate::rng::{Stream, Streams};
 
 /// How much of the running averages a new batch replaces, as in PyTorch.
@@ -73,11 +73,15 @@ pub(crate) struct RunningAverages {
 }
 
 impl RunningAverages {
+    /// Mean and variance in f64.
+    fn wide(&self) -> [Vec<f64>; 2] {
+        [&self.mean, &self.variance].map(|values| values.iter().map(|&value| f64::from(value)).collect())
+    }
+
     /// The block that these averages belong to, in the given mode.
     fn block(&mut self, input: &Tensor, weight: &Tensor, parameters: [&Tensor; 3], mode: Mode) -> Result<Tensor> {
         if !mode.batch_statistics {
-            let wide = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<f64>>();
-            let (mean, variance) = (wide(&self.mean), wide(&self.variance));
+            let [mean, variance] = self.wide();
             let fixed = Normalisation::Fixed { mean: &mean, variance: &variance };
             return Ok(ops::conv_block(input, weight, parameters, BLOCK, fixed)?.0);
         }
@@ -256,33 +260,52 @@ impl Network {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&mut self, input: &Tensor, parts: &[Part], modes: Modes, trainable: &[Part], dropout: &mut Stream) -> Result<Tensor> {
+        let is_frozen = |(part, layer): &(Part, &Layer)| {
+            matches!(layer, Layer::Block { .. }) && !trainable.contains(part) && !modes[*part as usize].batch_statistics
+        };
+        let mut layers = parts.iter().flat_map(|&part| self.layers[part as usize].iter().map(move |layer| (part, layer))).peekable();
         let mut value = input.clone();
-        for &part in parts {
+        loop {
+            let frozen: Vec<_> =
+                std::iter::from_fn(|| layers.next_if(is_frozen)).filter_map(|(_, layer)| self.frozen_block(layer)).collect();
+            value = ops::frozen_blocks(&value, &frozen)?;
+            let Some((part, layer)) = layers.next() else { return Ok(value) };
             let mode = modes[part as usize];
-            for layer in &self.layers[part as usize] {
-                let parameter = |name: &str, kind: &str| {
-                    let parameter = &self.parameters[&format!("{name}.{kind}")];
-                    if trainable.contains(&part) { parameter.as_tensor().clone() } else { parameter.as_detached_tensor() }
-                };
-                value = match layer {
-                    Layer::ChannelsLast => ops::channels_last(&value)?,
-                    Layer::ChannelsFirst => ops::channels_first(&value)?,
-                    Layer::Block { convolution, normalisation, .. } => {
-                        let weight = parameter(convolution, "weight");
-                        let [bias, scale, shift] =
-                            [parameter(convolution, "bias"), parameter(normalisation, "weight"), parameter(normalisation, "bias")];
-                        let averages = self.averages.get_mut(normalisation).expect("built with every layer");
-                        averages.block(&value, &weight, [&bias, &scale, &shift], mode)?
-                    }
-                    Layer::Flatten => value.flatten_from(1)?,
-                    Layer::Linear { name, .. } => ops::linear(&value, &parameter(name, "weight"), &parameter(name, "bias"))?,
-                    Layer::Relu => ops::relu(&value)?,
-                    Layer::Dropout(probability) if mode.dropout && *probability > 0.0 => ops::dropout(&value, *probability, dropout)?,
-                    Layer::Dropout(_) => value,
-                };
-            }
+            let parameter = |name: &str, kind: &str| {
+                let parameter = &self.parameters[&format!("{name}.{kind}")];
+                if trainable.contains(&part) { parameter.as_tensor().clone() } else { parameter.as_detached_tensor() }
+            };
+            value = match layer {
+                Layer::ChannelsLast => ops::channels_last(&value)?,
+                Layer::ChannelsFirst => ops::channels_first(&value)?,
+                Layer::Block { convolution, normalisation, .. } => {
+                    let weight = parameter(convolution, "weight");
+                    let [bias, scale, shift] =
+                        [parameter(convolution, "bias"), parameter(normalisation, "weight"), parameter(normalisation, "bias")];
+                    let averages = self.averages.get_mut(normalisation).expect("built with every layer");
+                    averages.block(&value, &weight, [&bias, &scale, &shift], mode)?
+                }
+                Layer::Flatten => value.flatten_from(1)?,
+                Layer::Linear { name, .. } => ops::linear(&value, &parameter(name, "weight"), &parameter(name, "bias"))?,
+                Layer::Relu => ops::relu(&value)?,
+                Layer::Dropout(probability) if mode.dropout && *probability > 0.0 => ops::dropout(&value, *probability, dropout)?,
+                Layer::Dropout(_) => value,
+            };
         }
-        Ok(value)
+    }
+
+    /// A block as it is frozen in eval mode; nothing for other layers.
+    fn frozen_block(&self, layer: &Layer) -> Option<FrozenBlock> {
+        let Layer::Block { convolution, normalisation, .. } = layer else { return None };
+        let parameter = |name: &str, kind: &str| self.parameters[&format!("{name}.{kind}")].as_detached_tensor();
+        let [mean, variance] = self.averages[normalisation].wide();
+        Some(FrozenBlock {
+            weight: parameter(convolution, "weight"),
+            parameters: [parameter(convolution, "bias"), parameter(normalisation, "weight"), parameter(normalisation, "bias")],
+            mean,
+            variance,
+            block: BLOCK,
+        })
     }
 
     /// As [`Self::forward`] in eval mode, where nothing but the input takes part in differentiation.

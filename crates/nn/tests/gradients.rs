@@ -1,7 +1,7 @@
 //! Every operation against finite differences in f64, and against the same composed of candle's own.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use dcu_nn::ops::{self, Block, Convolution, Normalisation, Pooling, composed};
+use dcu_nn::ops::{self, Block, Convolution, FrozenBlock, Normalisation, Pooling, composed};
 use dcu_nn::rng::Streams;
 
 const STEP: f64 = 1e-5;
@@ -82,6 +82,19 @@ fn block(values: &[Tensor], block: Block, normalisation: Normalisation<'_>) -> R
     Ok(ops::conv_block(&values[0], &values[1], [&values[2], &values[3], &values[4]], block, normalisation)?.0)
 }
 
+/// Images [N, H, W, C] and two blocks of so many outputs, the first without pooling and the second without rectification.
+fn run_of_blocks([n, h, w, c]: [usize; 4], outputs: [usize; 2]) -> (Tensor, Vec<FrozenBlock>) {
+    let variants = [Block { pool: false, ..BLOCK }, Block { rectify: false, ..BLOCK }];
+    let blocks = [c, outputs[0]].into_iter().zip(outputs).zip(variants).map(|((inputs, outputs), block)| FrozenBlock {
+        weight: random("weight", &[outputs, inputs, 3, 3]),
+        parameters: ["bias", "scale", "shift"].map(|name| random(name, &[outputs])),
+        mean: values(&random("mean", &[outputs])),
+        variance: values(&random("variance", &[outputs]).sqr().unwrap()),
+        block,
+    });
+    (random("input", &[n, h, w, c]), blocks.collect())
+}
+
 const POOLINGS: [Pooling; 3] =
     [Pooling { size: 2, stride: 2, padding: 0 }, Pooling { size: 3, stride: 2, padding: 1 }, Pooling { size: 3, stride: 1, padding: 0 }];
 
@@ -97,10 +110,8 @@ fn gradients_are_the_limits_of_differences() {
             check(&format!("conv_block {variant:?}"), &block_arguments(2), |values| block(values, variant, normalisation));
         }
     }
-    for variant in [BLOCK, Block { pool: false, ..BLOCK }] {
-        let [input, others @ ..] = block_arguments(2);
-        check(&format!("frozen conv_block {variant:?}"), &[input], |values| block(&[&values[..1], &others].concat(), variant, FIXED));
-    }
+    let (input, blocks) = run_of_blocks([2, 6, 7, 2], [3, 2]);
+    check("frozen_blocks", &[input], |values| ops::frozen_blocks(&values[0], &blocks));
     check("linear", &[random("input", &[3, 4]), random("weight", &[2, 4]), random("bias", &[2])], |values| {
         ops::linear(&values[0], &values[1], &values[2])
     });
@@ -175,6 +186,19 @@ fn operations_agree_with_those_composed_of_candles() {
             &block_arguments(2),
             |values| block(values, BLOCK, normalisation),
             |values| Ok(composed::conv_block(&values[0], &values[1], [&values[2], &values[3], &values[4]], BLOCK, normalisation)?.0),
+        );
+    }
+    for (shape, outputs) in [([2, 6, 7, 2], [3, 2]), ([101, 8, 4, 3], [9, 17]), ([1, 5, 6, 9], [8, 16])] {
+        let (input, blocks) = run_of_blocks(shape, outputs);
+        assert_agree(
+            &format!("frozen_blocks {shape:?}"),
+            &[input],
+            |values| ops::frozen_blocks(&values[0], &blocks),
+            |values| {
+                blocks.iter().try_fold(values[0].clone(), |value, FrozenBlock { weight, parameters, mean, variance, block }| {
+                    Ok(composed::conv_block(&value, weight, parameters.each_ref(), *block, Normalisation::Fixed { mean, variance })?.0)
+                })
+            },
         );
     }
     for pooling in POOLINGS {

@@ -51,32 +51,26 @@ pub fn conv_block(
     block: Block,
     normalisation: Normalisation<'_>,
 ) -> Result<(Tensor, Option<Statistics>)> {
-    let geometry = Geometry::new(input.dims4()?, weight.dims4()?, block.convolution)?;
-    let fixed = match normalisation {
-        Normalisation::Batch => [geometry.outputs; 2],
+    let (input_shape, weight_shape) = (input.dims4()?, weight.dims4()?);
+    let statistics = match normalisation {
+        Normalisation::Batch => [weight_shape.0; 2],
         Normalisation::Fixed { mean, variance } => [mean.len(), variance.len()],
     };
-    let lengths = [bias.dims1()?, scale.dims1()?, shift.dims1()?, fixed[0], fixed[1]];
-    if lengths.iter().any(|&length| length != geometry.outputs) {
-        bail!("batch normalisation of {} channels with parameters and statistics of {lengths:?}", geometry.outputs);
-    }
-    if block.pool && (geometry.rows < 2 || geometry.columns < 2) {
-        bail!("a 2 x 2 window does not fit into {} x {}", geometry.rows, geometry.columns);
-    }
+    let tail = Tail::new(input_shape, weight_shape, [bias, scale, shift], statistics, block)?;
     if !input.device().is_cpu() {
         return composed::conv_block(input, weight, [bias, scale, shift], block, normalisation);
     }
     let statistics = Arc::new(Mutex::new(None));
     let operation = Operation {
-        geometry,
-        block,
+        tail,
         fixed: match normalisation {
             Normalisation::Batch => None,
-            Normalisation::Fixed { mean, variance } => {
-                Some(Statistics { mean: mean.to_vec(), variance: variance.to_vec(), count: geometry.count * geometry.positions() })
-            }
+            Normalisation::Fixed { mean, variance } => Some(Statistics {
+                mean: mean.to_vec(),
+                variance: variance.to_vec(),
+                count: tail.geometry.count * tail.geometry.positions(),
+            }),
         },
-        is_frozen: [weight, bias, scale, shift].iter().all(|tensor| !tensor.track_op()),
         kept: Mutex::new(None),
         statistics: statistics.clone(),
     };
@@ -87,41 +81,57 @@ pub fn conv_block(
 }
 
 struct Operation {
-    geometry: Geometry,
-    block: Block,
+    tail: Tail,
     /// The statistics to normalise by, unless they are the batch's.
     fixed: Option<Statistics>,
-    /// Whether no gradient flows to the block's own parameters.
-    is_frozen: bool,
-    kept: Mutex<Option<Kept>>,
+    /// The convolution's result and the statistics that it was normalised by, for the backward pass.
+    kept: Mutex<Option<(CpuStorage, Statistics)>>,
     /// Where the batch's statistics are left for the caller.
     statistics: Arc<Mutex<Option<Statistics>>>,
 }
 
-/// What the backward pass needs of the forward pass.
-enum Kept {
-    /// The convolution's result, and the statistics that it was normalised by.
-    Convolved(CpuStorage, Statistics),
-    /// Enough for a frozen block with fixed statistics: which pixel of its window each result is, counted from 1, or 0 for none.
-    Choices(Vec<u8>),
+/// What follows a convolution: normalisation, rectification and pooling of its result.
+#[derive(Clone, Copy)]
+pub(super) struct Tail {
+    pub(super) geometry: Geometry,
+    block: Block,
 }
 
-impl Operation {
-    fn output_shape(&self) -> (usize, usize, usize, usize) {
+impl Tail {
+    /// Of an input [N, H, W, C], a weight [O, C, K, K'], bias, scale and shift [O], and as many means and variances as said.
+    pub(super) fn new(
+        input: (usize, usize, usize, usize),
+        weight: (usize, usize, usize, usize),
+        [bias, scale, shift]: [&Tensor; 3],
+        [means, variances]: [usize; 2],
+        block: Block,
+    ) -> Result<Self> {
+        let geometry = Geometry::new(input, weight, block.convolution)?;
+        let lengths = [bias.dims1()?, scale.dims1()?, shift.dims1()?, means, variances];
+        if lengths.iter().any(|&length| length != geometry.outputs) {
+            bail!("batch normalisation of {} channels with parameters and statistics of {lengths:?}", geometry.outputs);
+        }
+        if block.pool && (geometry.rows < 2 || geometry.columns < 2) {
+            bail!("a 2 x 2 window does not fit into {} x {}", geometry.rows, geometry.columns);
+        }
+        Ok(Self { geometry, block })
+    }
+
+    pub(super) fn output_shape(&self) -> (usize, usize, usize, usize) {
         let Geometry { count, rows, columns, outputs, .. } = self.geometry;
         let window = if self.block.pool { 2 } else { 1 };
         (count, rows / window, columns / window, outputs)
     }
 
     /// Values of one image's result.
-    fn output_image(&self) -> usize {
+    pub(super) fn output_image(&self) -> usize {
         let (_, rows, columns, outputs) = self.output_shape();
         rows * columns * outputs
     }
 
     /// Normalises, rectifies and pools some images.
     #[inline(always)]
-    fn finish<T: Real>(&self, convolved: &[T], affine: &[Affine<T>], output: &mut [T]) {
+    pub(super) fn finish<T: Real>(&self, convolved: &[T], affine: &[Affine<T>], output: &mut [T]) {
         let (floor, outputs) = (self.floor::<T>(), affine.len());
         for (window, output) in output.chunks_exact_mut(outputs).enumerate() {
             if self.block.pool {
@@ -146,7 +156,7 @@ impl Operation {
 
     /// As [`Self::finish`], and notes which pixel each result is.
     #[inline(always)]
-    fn choose<T: Real>(&self, convolved: &[T], affine: &[Affine<T>], output: &mut [T], choices: &mut [u8]) {
+    pub(super) fn choose<T: Real>(&self, convolved: &[T], affine: &[Affine<T>], output: &mut [T], choices: &mut [u8]) {
         let (floor, outputs) = (self.floor::<T>(), affine.len());
         for (window, (output, choices)) in output.chunks_exact_mut(outputs).zip(choices.chunks_exact_mut(outputs)).enumerate() {
             if self.block.pool {
@@ -173,12 +183,15 @@ impl Operation {
         }
     }
 
-    /// The gradient of the convolution's result for some images by the choices that were noted, in an empty buffer.
+    /// The gradient of the convolution's result for some images, by the choices that were noted.
     #[inline(always)]
-    fn gradient_of_choices<T: Real>(&self, choices: &[u8], gradient: &[T], affine: &[Affine<T>], images: usize, result: &mut Vec<T>) {
-        let Geometry { columns, outputs, .. } = self.geometry;
-        result.resize(images * self.geometry.output_image(), T::default());
+    pub(super) fn gradient_of_choices<T: Real>(&self, choices: &[u8], gradient: &[T], affine: &[Affine<T>], result: &mut [T]) {
+        let Geometry { rows, columns, outputs, .. } = self.geometry;
         let affine = &affine[..outputs];
+        if self.block.pool && !(rows.is_multiple_of(2) && columns.is_multiple_of(2)) {
+            // Some pixels are in no window.
+            result.fill(T::default());
+        }
         for (window, (gradient, choices)) in gradient.chunks_exact(outputs).zip(choices.chunks_exact(outputs)).enumerate() {
             if self.block.pool {
                 let (top, bottom) = result[self.corner(window)..].split_at_mut(columns * outputs);
@@ -362,28 +375,11 @@ impl CustomOp3 for Operation {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let geometry = self.geometry;
+        let Tail { geometry, .. } = self.tail;
         for_real!(dtype_of(s1), T => {
             let (input, parameters) = (values::<T>(s1, l1)?, values::<T>(s3, l3)?);
             let [bias, scale, shift] = thirds(parameters);
             let kernel = Kernel::new(geometry, values::<T>(s2, l2)?, Purpose::Forward);
-            let mut output = vec![T::default(); geometry.count * self.output_image()];
-            if let (Some(statistics), true) = (&self.fixed, self.is_frozen) {
-                let (affine, mut choices) = (statistics.affine(scale, shift), vec![0; output.len()]);
-                kernel.forward_into(
-                    input,
-                    &mut output,
-                    &mut choices,
-                    self.output_image(),
-                    #[inline(always)]
-                    |convolved, output, choices| {
-                        add_to_rows(convolved, bias);
-                        self.choose(convolved, &affine, output, choices);
-                    },
-                );
-                *self.kept.lock().expect("no thread panicked") = Some(Kept::Choices(choices));
-                return Ok((stored(output), self.output_shape().into()));
-            }
             let mut convolved = vec![T::default(); geometry.count * geometry.output_image()];
             let sums = kernel.forward(input, &mut convolved, #[inline(always)] |convolved| {
                 add_to_rows(convolved, bias);
@@ -394,14 +390,15 @@ impl CustomOp3 for Operation {
                 None => Statistics::from_sums(&sums, geometry.count * geometry.positions()),
             };
             let affine = statistics.affine(scale, shift);
-            output.par_chunks_mut(self.output_image()).zip(convolved.par_chunks(geometry.output_image())).for_each(|(output, convolved)| {
-                vectorised(#[inline(always)] || self.finish(convolved, &affine, output));
+            let mut output = vec![T::default(); geometry.count * self.tail.output_image()];
+            output.par_chunks_mut(self.tail.output_image()).zip(convolved.par_chunks(geometry.output_image())).for_each(|(output, convolved)| {
+                vectorised(#[inline(always)] || self.tail.finish(convolved, &affine, output));
             });
             if self.fixed.is_none() {
                 *self.statistics.lock().expect("no thread panicked") = Some(statistics.clone());
             }
-            *self.kept.lock().expect("no thread panicked") = Some(Kept::Convolved(stored(convolved), statistics));
-            Ok((stored(output), self.output_shape().into()))
+            *self.kept.lock().expect("no thread panicked") = Some((stored(convolved), statistics));
+            Ok((stored(output), self.tail.output_shape().into()))
         })
     }
 
@@ -414,32 +411,21 @@ impl CustomOp3 for Operation {
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let kept = self.kept.lock().expect("no thread panicked");
-        let Some(kept) = &*kept else { bail!("nothing was kept for the backward pass") };
-        let (geometry, device) = (self.geometry, input.device());
-        let (of_image, of_output) = (geometry.output_image(), self.output_image());
+        let Some((convolved, statistics)) = &*kept else { bail!("nothing was kept for the backward pass") };
+        let (tail, geometry, device) = (self.tail, self.tail.geometry, input.device());
+        let (of_image, of_output) = (geometry.output_image(), tail.output_image());
         let wanted = Wanted { input: input.track_op(), weight: weight.track_op() };
         for_real!(input.dtype(), T => with_values::<T, _>(&[input, weight, parameters, gradient], |arguments| {
             let (input_values, gradient) = (arguments[0], arguments[3]);
             let kernel = Kernel::new(geometry, arguments[1], wanted.purpose());
             let tensor = |values: Option<Vec<T>>, like: &Tensor| values.map(|values| Tensor::from_vec(values, like.shape(), device)).transpose();
             let [_, scale, shift] = thirds(arguments[2]);
-            let (convolved, statistics) = match (kept, &self.fixed) {
-                (Kept::Convolved(convolved, statistics), _) => (T::cpu_storage_as_slice(convolved)?, statistics),
-                (Kept::Choices(choices), Some(statistics)) => {
-                    let affine = statistics.affine(scale, shift);
-                    let (input_gradient, _) = kernel.backward(input_values, wanted, #[inline(always)] |images, into| {
-                        let range = images.start * of_output..images.end * of_output;
-                        self.gradient_of_choices(&choices[range.clone()], &gradient[range], &affine, images.len(), into);
-                    });
-                    return Ok((tensor(input_gradient, input)?, None, None));
-                }
-                (Kept::Choices(_), None) => bail!("choices are kept for fixed statistics only"),
-            };
+            let convolved = T::cpu_storage_as_slice(convolved)?;
             let affine = statistics.affine(scale, shift);
             let mean: Vec<T> = statistics.mean.iter().map(|&mean| T::from_f64(mean)).collect();
             let own_statistics = self.fixed.is_none();
             let sums = if own_statistics || parameters.track_op() {
-                self.channel_sums(convolved, gradient, &affine, &mean)
+                tail.channel_sums(convolved, gradient, &affine, &mean)
             } else {
                 vec![(0.0, 0.0); geometry.outputs]
             };
@@ -447,7 +433,7 @@ impl CustomOp3 for Operation {
             let (input_gradient, weight_gradient) = kernel.backward(input_values, wanted, #[inline(always)] |images, into| {
                 let convolved = &convolved[images.start * of_image..images.end * of_image];
                 let gradient = &gradient[images.start * of_output..images.end * of_output];
-                self.convolved_gradient(convolved, gradient, &affine, &slopes, into);
+                tail.convolved_gradient(convolved, gradient, &affine, &slopes, into);
             });
             let parameter_gradient = parameters.track_op().then(|| {
                 let bias = slopes.iter().zip(&sums).map(|(slope, sum)| if own_statistics { T::default() } else { slope.of_gradient * T::from_f64(sum.0) });

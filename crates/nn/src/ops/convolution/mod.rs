@@ -7,6 +7,8 @@ mod geometry;
 mod unfold;
 mod winograd;
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -132,11 +134,21 @@ enum Way<T> {
     Winograd6(Winograd<T, 6>),
 }
 
+/// Buffers that serve one group of images after the other, of whichever convolution.
 #[derive(Default)]
-struct Scratch<T> {
+pub(super) struct Scratch<T> {
     unfold: unfold::Scratch<T>,
     winograd: winograd::Scratch<T>,
-    gradient: Vec<T>,
+    /// A group's result or its gradient.
+    output: Vec<T>,
+}
+
+/// A buffer's first `size` values, whatever they are.
+pub(super) fn sized<T: Real>(buffer: &mut Vec<T>, size: usize) -> &mut [T] {
+    if buffer.len() < size {
+        buffer.resize(size, T::default());
+    }
+    &mut buffer[..size]
 }
 
 impl<T: Real> Kernel<T> {
@@ -186,28 +198,43 @@ impl<T: Real> Kernel<T> {
         results.collect()
     }
 
-    /// As [`Self::forward`], where of each group only `finish(result, target, choices)` is kept: `size` values an image of both.
-    pub(super) fn forward_into(
-        &self,
-        input: &[T],
-        target: &mut [T],
-        choices: &mut [u8],
-        size: usize,
-        finish: impl Fn(&mut [T], &mut [T], &mut [u8]) + Sync,
-    ) {
-        let group = self.images_per_group();
-        let targets = target.par_chunks_mut(group * size).zip(choices.par_chunks_mut(group * size));
-        targets.zip(input.par_chunks(group * self.geometry.image())).for_each_init(
-            || (Scratch::default(), Vec::new()),
-            |(scratch, output), ((target, choices), input)| {
-                output.resize(input.len() / self.geometry.image() * self.geometry.output_image(), T::default());
-                self.forward_group(input, output, scratch);
-                vectorised(
-                    #[inline(always)]
-                    || finish(output, target, choices),
-                );
-            },
-        );
+    /// Computes the result for a few images on this thread: `finish(images, result)` is called for one group of them after the other.
+    pub(super) fn forward_in_place(&self, input: &[T], scratch: &mut Scratch<T>, mut finish: impl FnMut(Range<usize>, &mut [T])) {
+        let images = input.len() / self.geometry.image();
+        for images in self.groups_in_cache(images) {
+            let mut output = std::mem::take(&mut scratch.output);
+            let result = sized(&mut output, images.len() * self.geometry.output_image());
+            self.forward_group(&input[images.start * self.geometry.image()..images.end * self.geometry.image()], result, scratch);
+            vectorised(
+                #[inline(always)]
+                || finish(images, result),
+            );
+            scratch.output = output;
+        }
+    }
+
+    /// The gradient of a few images on this thread. `gradient(images, into)` writes the gradient of the result for one group of them.
+    pub(super) fn backward_in_place(&self, input_gradient: &mut [T], scratch: &mut Scratch<T>, gradient: impl Fn(Range<usize>, &mut [T])) {
+        let image = self.geometry.image();
+        for images in self.groups_in_cache(input_gradient.len() / image) {
+            let mut output = std::mem::take(&mut scratch.output);
+            let result = sized(&mut output, images.len() * self.geometry.output_image());
+            vectorised(
+                #[inline(always)]
+                || gradient(images.clone(), result),
+            );
+            self.backward_group(&[], result, Some(&mut input_gradient[images.start * image..images.end * image]), None, scratch);
+            scratch.output = output;
+        }
+    }
+
+    fn groups_in_cache(&self, images: usize) -> impl Iterator<Item = Range<usize>> + use<T> {
+        let group = match &self.way {
+            Way::Unfold(_) => Unfold::<T>::images_in_cache(&self.geometry),
+            Way::Winograd4(_) => Winograd::<T, 4>::images_in_cache(&self.geometry),
+            Way::Winograd6(_) => Winograd::<T, 6>::images_in_cache(&self.geometry),
+        };
+        (0..images).step_by(group).map(move |start| start..(start + group).min(images))
     }
 
     fn forward_group(&self, input: &[T], output: &mut [T], scratch: &mut Scratch<T>) {
@@ -223,7 +250,7 @@ impl<T: Real> Kernel<T> {
         &self,
         input: &[T],
         wanted: Wanted,
-        gradient: impl Fn(std::ops::Range<usize>, &mut Vec<T>) + Sync,
+        gradient: impl Fn(Range<usize>, &mut Vec<T>) + Sync,
     ) -> (Option<Vec<T>>, Option<Vec<T>>) {
         let (group, image) = (self.images_per_group(), self.geometry.image());
         if !wanted.input && !wanted.weight {
@@ -245,7 +272,7 @@ impl<T: Real> Kernel<T> {
                 let mut parts = part.chunks_mut(group * image);
                 for first in (start..end).step_by(group) {
                     let images = first..(first + group).min(end);
-                    let mut buffer = std::mem::take(&mut scratch.gradient);
+                    let mut buffer = std::mem::take(&mut scratch.output);
                     buffer.clear();
                     vectorised(
                         #[inline(always)]
@@ -253,7 +280,7 @@ impl<T: Real> Kernel<T> {
                     );
                     let input = &input[images.start * image..images.end * image];
                     self.backward_group(input, &buffer, parts.next(), wanted.weight.then_some(&mut sum), scratch);
-                    scratch.gradient = buffer;
+                    scratch.output = buffer;
                 }
                 sum
             })

@@ -1,8 +1,8 @@
 //! Convolution by unfolding: the windows of a group of images become the rows of a matrix (im2col), so that the result is `windows · weight`,
 //! the gradient of the windows `gradient · weightᵀ`, and that of the weight `windowsᵀ · gradient`.
 
-use super::Purpose;
 use super::geometry::{Convolution, Geometry};
+use super::{Purpose, sized};
 use crate::matrix::{Matrix, Panels, Real, multiply};
 
 /// Window positions of one group at least.
@@ -34,8 +34,13 @@ impl<T: Real> Unfold<T> {
         Self { geometry, weight: panels }
     }
 
+    /// Images of a group where all of it is done by one thread.
+    pub(super) fn images_in_cache(geometry: &Geometry) -> usize {
+        POSITIONS.div_ceil(geometry.positions())
+    }
+
     pub(super) fn images_per_group(geometry: &Geometry) -> usize {
-        POSITIONS.div_ceil(geometry.positions()).clamp(1, geometry.count.max(1))
+        Self::images_in_cache(geometry).clamp(1, geometry.count.max(1))
     }
 
     pub(super) fn weight_gradient_size(geometry: &Geometry) -> usize {
@@ -64,9 +69,9 @@ impl<T: Real> Unfold<T> {
             if self.is_pointwise() {
                 multiply(gradient, weight, input_gradient, false);
             } else {
-                scratch.window_gradient.resize(rows * taps, T::default());
-                multiply(gradient, weight, &mut scratch.window_gradient, false);
-                self.fold(&scratch.window_gradient, input_gradient);
+                let window_gradient = sized(&mut scratch.window_gradient, rows * taps);
+                multiply(gradient, weight, window_gradient, false);
+                self.fold(window_gradient, input_gradient);
             }
         }
         if let Some(weight_gradient) = weight_gradient {
@@ -114,18 +119,29 @@ impl<T: Real> Unfold<T> {
         }
     }
 
-    /// The windows of some images, [images · positions, taps]. The buffer only ever serves this convolution, so that what lies in the padding
-    /// is zero from the start.
+    fn reaches_into_padding(&self, position: usize) -> bool {
+        let Geometry { height, width, kernel_height, kernel_width, rows, columns, convolution, .. } = self.geometry;
+        let Convolution { stride, padding } = convolution;
+        let (top, left) = (position / columns % rows * stride, position % columns * stride);
+        top < padding || left < padding || top + kernel_height > height + padding || left + kernel_width > width + padding
+    }
+
+    /// The windows of some images, [images · positions, taps].
     fn windows<'a>(&self, input: &'a [T], buffer: &'a mut Vec<T>) -> &'a [T] {
         if self.is_pointwise() {
             return input;
         }
-        let images = input.len() / self.geometry.image();
-        buffer.resize(images * self.geometry.positions() * self.geometry.taps(), T::default());
+        let (images, taps) = (input.len() / self.geometry.image(), self.geometry.taps());
+        let windows = sized(buffer, images * self.geometry.positions() * taps);
+        for (position, window) in windows.chunks_exact_mut(taps).enumerate() {
+            if self.reaches_into_padding(position) {
+                window.fill(T::default());
+            }
+        }
         self.walk(images, |window, pixel, length| {
-            buffer[window..window + length].copy_from_slice(&input[pixel..pixel + length]);
+            windows[window..window + length].copy_from_slice(&input[pixel..pixel + length]);
         });
-        buffer
+        windows
     }
 
     /// The sum of the windows' gradients at the pixels that they were read from.

@@ -8,8 +8,8 @@
 
 use rayon::prelude::*;
 
-use super::Purpose;
 use super::geometry::{Convolution, Geometry};
+use super::{Purpose, sized};
 use crate::matrix::{Matrix, Panels, Real, multiply, vectorised};
 
 /// Tiles of a group where there are many, which keeps it in the cache.
@@ -142,6 +142,11 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
         result
     }
 
+    /// Images of a group where all of it is done by one thread.
+    pub(super) fn images_in_cache(geometry: &Geometry) -> usize {
+        TILES.div_ceil(Self::tiles_of_image(geometry))
+    }
+
     pub(super) fn images_per_group(geometry: &Geometry) -> usize {
         let tiles = Self::tiles_of_image(geometry);
         (tiles * geometry.count / GROUPS).clamp(FEWEST_TILES, TILES).div_ceil(tiles).clamp(1, geometry.count.max(1))
@@ -157,20 +162,20 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
 
     pub(super) fn forward(&self, input: &[T], output: &mut [T], scratch: &mut Scratch<T>) {
         let Geometry { channels, outputs, .. } = self.geometry;
-        let tiles = self.tiles(input);
+        let tiles = self.tiles(output);
+        let transformed = sized(&mut scratch.input, Self::VALUES * tiles * channels);
         vectorised(
             #[inline(always)]
-            || self.transform_input(input, &mut scratch.input),
+            || self.transform_input(input, transformed),
         );
-        scratch.output.resize(Self::VALUES * tiles * outputs, T::default());
-        let transformed = scratch.input.chunks_exact(tiles * channels);
-        for ((values, weight), result) in transformed.zip(self.weight_of_each_value()).zip(scratch.output.chunks_exact_mut(tiles * outputs))
-        {
+        let result = sized(&mut scratch.output, Self::VALUES * tiles * outputs);
+        let products = transformed.chunks_exact(tiles * channels).zip(result.chunks_exact_mut(tiles * outputs));
+        for ((values, result), weight) in products.zip(self.weight_of_each_value()) {
             multiply(Matrix::new(values, tiles, channels), Panels::new(weight, channels, outputs), result, false);
         }
         vectorised(
             #[inline(always)]
-            || self.transform_output(&scratch.output, output),
+            || self.transform_output(result, output),
         );
     }
 
@@ -183,28 +188,29 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
         scratch: &mut Scratch<T>,
     ) {
         let Geometry { channels, outputs, .. } = self.geometry;
-        let tiles = self.tiles(input);
+        let tiles = self.tiles(gradient);
+        let transformed = sized(&mut scratch.output, Self::VALUES * tiles * outputs);
         vectorised(
             #[inline(always)]
-            || self.transform_gradient(gradient, &mut scratch.output),
+            || self.transform_gradient(gradient, transformed),
         );
+        let values = sized(&mut scratch.input, Self::VALUES * tiles * channels);
         if let Some(input_gradient) = input_gradient {
-            scratch.input.resize(Self::VALUES * tiles * channels, T::default());
-            let products = scratch.output.chunks_exact(tiles * outputs).zip(scratch.input.chunks_exact_mut(tiles * channels));
+            let products = transformed.chunks_exact(tiles * outputs).zip(values.chunks_exact_mut(tiles * channels));
             for ((gradient, result), weight) in products.zip(self.weight_of_each_value()) {
                 multiply(Matrix::new(gradient, tiles, outputs), Panels::new(weight, outputs, channels), result, false);
             }
             vectorised(
                 #[inline(always)]
-                || self.transform_back(&scratch.input, input_gradient),
+                || self.transform_back(values, input_gradient),
             );
         }
         if let Some(weight_gradient) = weight_gradient {
             vectorised(
                 #[inline(always)]
-                || self.transform_input(input, &mut scratch.input),
+                || self.transform_input(input, values),
             );
-            let products = scratch.input.chunks_exact(tiles * channels).zip(scratch.output.chunks_exact(tiles * outputs));
+            let products = values.chunks_exact(tiles * channels).zip(transformed.chunks_exact(tiles * outputs));
             for ((values, gradient), sum) in products.zip(weight_gradient.chunks_exact_mut(channels * outputs)) {
                 let gradient = Panels::lay_out(Matrix::new(gradient, tiles, outputs), &mut scratch.panels);
                 multiply(Matrix::new(values, tiles, channels).transposed(), gradient, sum, true);
@@ -251,8 +257,9 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
         result
     }
 
-    fn tiles(&self, input: &[T]) -> usize {
-        input.len() / self.geometry.image() * Self::tiles_of_image(&self.geometry)
+    /// Tiles of the images whose result, or its gradient, is given.
+    fn tiles(&self, output: &[T]) -> usize {
+        output.len() / self.geometry.output_image() * Self::tiles_of_image(&self.geometry)
     }
 
     /// Calls `visit(tile, image, row, column)` for each tile of some images, with the row and column of its first result.
@@ -287,11 +294,11 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
 
     /// `Bᵀ x B` of each tile.
     #[inline(always)]
-    fn transform_input(&self, input: &[T], result: &mut Vec<T>) {
-        let (channels, tiles) = (self.geometry.channels, self.tiles(input));
-        result.resize(Self::VALUES * tiles * channels, T::default());
+    fn transform_input(&self, input: &[T], result: &mut [T]) {
+        let (channels, images) = (self.geometry.channels, input.len() / self.geometry.image());
+        let tiles = images * Self::tiles_of_image(&self.geometry);
         self.for_each_tile(
-            input.len() / self.geometry.image(),
+            images,
             #[inline(always)]
             |tile, image, row, column| {
                 let pixels = self.pixels(image, row, column);
@@ -314,8 +321,7 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
     #[inline(always)]
     fn transform_output(&self, transformed: &[T], output: &mut [T]) {
         let Geometry { outputs, rows, columns, .. } = self.geometry;
-        let images = output.len() / self.geometry.output_image();
-        let tiles = images * Self::tiles_of_image(&self.geometry);
+        let (images, tiles) = (output.len() / self.geometry.output_image(), self.tiles(output));
         self.for_each_tile(
             images,
             #[inline(always)]
@@ -337,11 +343,9 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
 
     /// `A g Aᵀ` of each tile.
     #[inline(always)]
-    fn transform_gradient(&self, gradient: &[T], result: &mut Vec<T>) {
+    fn transform_gradient(&self, gradient: &[T], result: &mut [T]) {
         let Geometry { outputs, rows, columns, .. } = self.geometry;
-        let images = gradient.len() / self.geometry.output_image();
-        let tiles = images * Self::tiles_of_image(&self.geometry);
-        result.resize(Self::VALUES * tiles * outputs, T::default());
+        let (images, tiles) = (gradient.len() / self.geometry.output_image(), self.tiles(gradient));
         self.for_each_tile(
             images,
             #[inline(always)]

@@ -1,0 +1,206 @@
+//! A run of frozen blocks with fixed statistics in one operation, as evaluation, condensation and the training of later parts need it.
+//!
+//! A few images go through all of the blocks at a time, on one thread, so that what lies between two blocks stays in the cache. Of the way
+//! forward, only which pixel of its window each value is gets kept for the gradient.
+
+use std::sync::Mutex;
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::block::{Block, Normalisation, Tail};
+use super::convolution::{Kernel, Purpose, Scratch, sized};
+use super::norm::{Affine, Statistics};
+use super::{composed, dtype_of, for_real, stored, values, with_values};
+use crate::matrix::Real;
+
+/// Images that go through the blocks together, at most. Has no influence on the result.
+const IMAGES: usize = 48;
+
+/// A block whose parameters take no part in differentiation and that normalises by fixed statistics.
+#[derive(Debug, Clone)]
+pub struct FrozenBlock {
+    /// The convolution's weight, [O, C, K, K'].
+    pub weight: Tensor,
+    /// The convolution's bias, the normalisation's scale and shift, [O] each.
+    pub parameters: [Tensor; 3],
+    /// Mean of each channel, [O].
+    pub mean: Vec<f64>,
+    /// Biased variance of each channel, [O].
+    pub variance: Vec<f64>,
+    /// What the block does besides.
+    pub block: Block,
+}
+
+/// The blocks one after the other, of which there may be none: input [N, H, W, C], result [N, H', W', O]. The gradient flows to the input alone.
+///
+/// # Errors
+/// When the shapes do not fit or a tensor is neither f32 nor f64.
+pub fn frozen_blocks(input: &Tensor, blocks: &[FrozenBlock]) -> Result<Tensor> {
+    if blocks.is_empty() {
+        return Ok(input.clone());
+    }
+    let mut shape = input.dims4()?;
+    let mut tails = Vec::with_capacity(blocks.len());
+    for FrozenBlock { weight, parameters: [bias, scale, shift], mean, variance, block } in blocks {
+        let tail = Tail::new(shape, weight.dims4()?, [bias, scale, shift], [mean.len(), variance.len()], *block)?;
+        shape = tail.output_shape();
+        tails.push(tail);
+    }
+    if !input.device().is_cpu() {
+        return blocks.iter().try_fold(
+            input.clone(),
+            |value, FrozenBlock { weight, parameters: [bias, scale, shift], mean, variance, block }| {
+                let parameters = [&bias.detach(), &scale.detach(), &shift.detach()];
+                Ok(composed::conv_block(&value, &weight.detach(), parameters, *block, Normalisation::Fixed { mean, variance })?.0)
+            },
+        );
+    }
+    let operation = Operation {
+        blocks: blocks.iter().cloned().zip(tails).collect(),
+        images: shape.0.div_ceil(rayon::current_num_threads()).clamp(1, IMAGES),
+        is_differentiated: input.track_op(),
+        choices: Mutex::default(),
+    };
+    input.contiguous()?.apply_op1(operation)
+}
+
+struct Operation {
+    blocks: Vec<(FrozenBlock, Tail)>,
+    /// Images of a group.
+    images: usize,
+    /// Whether somebody may ask for the gradient.
+    is_differentiated: bool,
+    /// For each group of images and each block: which pixel of its window each result is, counted from 1, or 0 for none.
+    choices: Mutex<Vec<Vec<Vec<u8>>>>,
+}
+
+/// A block laid out for one direction.
+struct Prepared<T> {
+    kernel: Kernel<T>,
+    /// Bias, normalisation, scale and shift.
+    affine: Vec<Affine<T>>,
+    tail: Tail,
+}
+
+/// Buffers that serve one group of images after the other.
+#[derive(Default)]
+struct Buffers<T> {
+    scratch: Scratch<T>,
+    /// What goes into a block, and what comes out of it.
+    values: [Vec<T>; 2],
+}
+
+impl Operation {
+    fn prepared<T: Real>(&self, purpose: Purpose) -> Result<Vec<Prepared<T>>> {
+        let blocks = self.blocks.iter().map(|(block, tail)| {
+            let FrozenBlock { weight, parameters: [bias, scale, shift], mean, variance, .. } = block;
+            with_values::<T, _>(&[weight, bias, scale, shift], |arguments| {
+                // A bias shifts what is normalised, so that it comes to the same as another mean.
+                let mean = mean.iter().zip(arguments[1]).map(|(mean, bias)| mean - bias.to_f64()).collect();
+                let statistics = Statistics { mean, variance: variance.clone(), count: 0 };
+                Ok(Prepared {
+                    kernel: Kernel::new(tail.geometry, arguments[0], purpose),
+                    affine: statistics.affine(arguments[2], arguments[3]),
+                    tail: *tail,
+                })
+            })
+        });
+        blocks.collect()
+    }
+
+    /// Values of one image on the way in.
+    fn image(&self) -> usize {
+        self.blocks[0].1.geometry.image()
+    }
+
+    /// Values of one image on the way out.
+    fn output_image(&self) -> usize {
+        self.blocks[self.blocks.len() - 1].1.output_image()
+    }
+}
+
+/// Takes a few images through the blocks; returns the choices of each block where they are wanted.
+fn forward<T: Real>(blocks: &[Prepared<T>], input: &[T], output: &mut [T], buffers: &mut Buffers<T>, notes_choices: bool) -> Vec<Vec<u8>> {
+    let images = input.len() / blocks[0].tail.geometry.image();
+    let [mut from, mut to] = std::mem::take(&mut buffers.values);
+    let mut choices = Vec::new();
+    for (index, Prepared { kernel, affine, tail }) in blocks.iter().enumerate() {
+        let size = tail.output_image();
+        let source = if index == 0 { input } else { &from[..images * tail.geometry.image()] };
+        let target = if index + 1 == blocks.len() { &mut *output } else { sized(&mut to, images * size) };
+        let mut chosen = vec![0; if notes_choices { target.len() } else { 0 }];
+        kernel.forward_in_place(
+            source,
+            &mut buffers.scratch,
+            #[inline(always)]
+            |images, convolved| {
+                let range = images.start * size..images.end * size;
+                if notes_choices {
+                    tail.choose(convolved, affine, &mut target[range.clone()], &mut chosen[range]);
+                } else {
+                    tail.finish(convolved, affine, &mut target[range]);
+                }
+            },
+        );
+        choices.push(chosen);
+        std::mem::swap(&mut from, &mut to);
+    }
+    buffers.values = [from, to];
+    choices
+}
+
+/// Takes the gradient of a few images back through the blocks.
+fn backward<T: Real>(blocks: &[Prepared<T>], choices: &[Vec<u8>], gradient: &[T], input_gradient: &mut [T], buffers: &mut Buffers<T>) {
+    let images = input_gradient.len() / blocks[0].tail.geometry.image();
+    let [mut from, mut to] = std::mem::take(&mut buffers.values);
+    for (index, (Prepared { kernel, affine, tail }, choices)) in blocks.iter().zip(choices).enumerate().rev() {
+        let size = tail.output_image();
+        let source = if index + 1 == blocks.len() { gradient } else { &from[..images * size] };
+        let target = if index == 0 { &mut *input_gradient } else { sized(&mut to, images * tail.geometry.image()) };
+        kernel.backward_in_place(
+            target,
+            &mut buffers.scratch,
+            #[inline(always)]
+            |images, into| {
+                let range = images.start * size..images.end * size;
+                tail.gradient_of_choices(&choices[range.clone()], &source[range], affine, into);
+            },
+        );
+        std::mem::swap(&mut from, &mut to);
+    }
+    buffers.values = [from, to];
+}
+
+impl CustomOp1 for Operation {
+    fn name(&self) -> &'static str {
+        "frozen_blocks"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        for_real!(dtype_of(storage), T => {
+            let (blocks, input) = (self.prepared::<T>(Purpose::Forward)?, values::<T>(storage, layout)?);
+            let shape = self.blocks[self.blocks.len() - 1].1.output_shape();
+            let mut output = vec![T::default(); shape.0 * self.output_image()];
+            let groups = output.par_chunks_mut(self.images * self.output_image()).zip(input.par_chunks(self.images * self.image()));
+            let choices = groups.map_init(Buffers::default, |buffers, (output, input)| {
+                forward(&blocks, input, output, buffers, self.is_differentiated)
+            });
+            *self.choices.lock().expect("no thread panicked") = choices.collect();
+            Ok((stored(output), shape.into()))
+        })
+    }
+
+    fn bwd(&self, input: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let choices = self.choices.lock().expect("no thread panicked");
+        for_real!(input.dtype(), T => with_values::<T, _>(&[gradient], |arguments| {
+            let blocks = self.prepared::<T>(Purpose::InputGradient)?;
+            let mut result = vec![T::default(); input.elem_count()];
+            let groups = result.par_chunks_mut(self.images * self.image()).zip(arguments[0].par_chunks(self.images * self.output_image()));
+            groups.zip(&*choices).for_each_init(Buffers::default, |buffers, ((result, gradient), choices)| {
+                backward(&blocks, choices, gradient, result, buffers);
+            });
+            Tensor::from_vec(result, input.shape(), input.device()).map(Some)
+        }))
+    }
+}
