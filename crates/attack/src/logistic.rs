@@ -6,6 +6,10 @@ use rayon::prelude::*;
 const SPLITS: u64 = 10;
 const TEST_SHARE: f64 = 0.1;
 const MOST_STEPS: usize = 100;
+/// The share of the objective that a Newton step gains at most where the step after it would gain nothing that counts: each squares the error.
+const CLOSE: f64 = 1e-9;
+/// Factors of at most 2 whose product cannot overflow.
+const FACTORS: usize = 64;
 
 /// `P(member) = 1 / (1 + exp(-(slope · feature + intercept)))`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -15,24 +19,25 @@ pub(crate) struct Logistic {
 }
 
 impl Logistic {
+    const START: Self = Self { slope: 0.0, intercept: 0.0 };
+
     /// Minimises `½·slope² + Σ log-loss`, the intercept free (scikit-learn's defaults: L2 penalty, C = 1), by Newton's steps with halving.
     pub(crate) fn fit(samples: &[(f64, bool)]) -> Self {
-        Self { slope: 0.0, intercept: 0.0 }.refit(samples)
+        Self::START.refined(Self::START.objective(samples), samples)
     }
 
-    /// The same minimum, from a start that may be close to it.
-    fn refit(self, samples: &[(f64, bool)]) -> Self {
-        let mut current = self;
-        let mut reached = current.objective(samples);
+    /// The same minimum from another start, at which the objective is known.
+    fn refined(self, objective: Objective, samples: &[(f64, bool)]) -> Self {
+        let (mut current, mut reached) = (self, objective);
         for _ in 0..MOST_STEPS {
             let Some((slope, intercept)) = reached.newton_step() else { break };
+            let moved = |scale: f64| Self { slope: current.slope - scale * slope, intercept: current.intercept - scale * intercept };
             // What a quadratic would still gain.
             let expected = 0.5 * (slope * reached.gradient[1] + intercept * reached.gradient[0]);
-            if expected <= 1e-12 * reached.value.abs() {
-                break;
+            if expected <= CLOSE * reached.value.abs() {
+                return moved(1.0);
             }
-            let improved = (0..40).map(|halvings| 0.5_f64.powi(halvings)).find_map(|scale| {
-                let next = Self { slope: current.slope - scale * slope, intercept: current.intercept - scale * intercept };
+            let improved = (0..40).map(|halvings| moved(0.5_f64.powi(halvings))).find_map(|next| {
                 let objective = next.objective(samples);
                 (objective.value < reached.value).then_some((next, objective))
             });
@@ -42,24 +47,35 @@ impl Logistic {
         current
     }
 
-    /// The objective and its derivatives, in one pass.
     fn objective(self, samples: &[(f64, bool)]) -> Objective {
-        let (mut value, mut gradient, mut hessian) = (0.5 * self.slope * self.slope, [0.0, self.slope], [0.0, 0.0, 1.0]);
-        for &(feature, member) in samples {
-            let score = self.slope * feature + self.intercept;
-            // Of exp(-|score|) everything follows without overflow.
-            let small = (-score.abs()).exp();
-            let larger = 1.0 / (1.0 + small);
-            let probability = if score > 0.0 { larger } else { small * larger };
-            let wrong = if member { -score } else { score };
-            value += small.ln_1p() + wrong.max(0.0);
-            let error = probability - f64::from(u8::from(member));
-            let weight = small * larger * larger;
-            gradient[0] += error;
-            gradient[1] += error * feature;
-            hessian[0] += weight;
-            hessian[1] += weight * feature;
-            hessian[2] += weight * feature * feature;
+        let penalty = Objective { value: 0.5 * self.slope * self.slope, gradient: [0.0, self.slope], hessian: [0.0, 0.0, 1.0] };
+        penalty.plus(1.0, &self.log_loss(samples))
+    }
+
+    /// The samples' part of the objective with its derivatives, in one pass.
+    fn log_loss(self, samples: &[(f64, bool)]) -> Objective {
+        let (mut value, mut gradient, mut hessian) = (0.0, [0.0; 2], [0.0; 3]);
+        for samples in samples.chunks(FACTORS) {
+            // The logarithm of a product instead of a sum of logarithms.
+            let mut product = 1.0;
+            for &(feature, member) in samples {
+                let score = self.slope * feature + self.intercept;
+                // Of exp(-|score|) everything follows without overflow.
+                let small = (-score.abs()).exp();
+                let larger = 1.0 / (1.0 + small);
+                let probability = if score > 0.0 { larger } else { small * larger };
+                let wrong = if member { -score } else { score };
+                product *= 1.0 + small;
+                value += wrong.max(0.0);
+                let error = probability - f64::from(u8::from(member));
+                let weight = small * larger * larger;
+                gradient[0] += error;
+                gradient[1] += error * feature;
+                hessian[0] += weight;
+                hessian[1] += weight * feature;
+                hessian[2] += weight * feature * feature;
+            }
+            value += product.ln();
         }
         Objective { value, gradient, hessian }
     }
@@ -78,6 +94,15 @@ struct Objective {
 }
 
 impl Objective {
+    /// The sum with a multiple of another at the same point.
+    fn plus(&self, factor: f64, other: &Self) -> Self {
+        Self {
+            value: self.value + factor * other.value,
+            gradient: std::array::from_fn(|at| self.gradient[at] + factor * other.gradient[at]),
+            hessian: std::array::from_fn(|at| self.hessian[at] + factor * other.hessian[at]),
+        }
+    }
+
     /// Gradient divided by Hessian, as slope and intercept; `None` where the Hessian is singular.
     fn newton_step(&self) -> Option<(f64, f64)> {
         let ([g0, g1], [h00, h01, h11]) = (self.gradient, self.hessian);
@@ -90,8 +115,9 @@ impl Objective {
 #[must_use]
 pub fn split_accuracy(members: &[f64], others: &[f64], streams: &Streams) -> f64 {
     let whole: Vec<(f64, bool)> = members.iter().map(|&loss| (loss, true)).chain(others.iter().map(|&loss| (loss, false))).collect();
-    // A split's minimum lies close to that of all samples.
+    // A split's minimum lies close to that of all samples, and its objective there is theirs without the tests'.
     let start = Logistic::fit(&whole);
+    let objective = start.objective(&whole);
     let accuracies = (0..SPLITS).into_par_iter().map(|split| {
         let mut stream = streams.indexed("split", split);
         let (mut training, mut tests) = (Vec::new(), Vec::new());
@@ -101,7 +127,7 @@ pub fn split_accuracy(members: &[f64], others: &[f64], streams: &Streams) -> f64
             tests.extend(order[..tested].iter().map(|&row| (losses[row], member)));
             training.extend(order[tested..].iter().map(|&row| (losses[row], member)));
         }
-        let attack = start.refit(&training);
+        let attack = start.refined(objective.plus(-1.0, &start.log_loss(&tests)), &training);
         tests.iter().filter(|&&(loss, member)| attack.is_right(loss, member)).count() as f64 / tests.len() as f64
     });
     // Collected first: a parallel sum has no fixed order.
