@@ -224,6 +224,28 @@ fn metrics_come_in_every_format() {
 }
 
 #[test]
+fn what_results_cost_comes_by_stage_and_across_a_coordinate() {
+    let project = Project::new(
+        &SMALL
+            .replace("uses: data/load, with: { per_class: 20 }", "matrix: { n: [10, 20] }, uses: data/load, with: { per_class: \"${n}\" }"),
+    );
+    assert!(project.xtask("times", &[]).failure().contains("nothing of the pipeline `small` is up to date"));
+    project.xtask("run", &["--only", "data", "--only", "holdout"]).success();
+    let finished = project.xtask("times", &["--format", "json"]).success();
+    assert!(finished.stderr.contains("are not up to date, and left out"), "{}", finished.stderr);
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&finished.stdout).unwrap();
+    let instances: Vec<&str> = rows.iter().map(|row| row["instance"].as_str().unwrap()).collect();
+    assert_eq!(instances, ["data@10", "data@20", "holdout@10", "holdout@20"]);
+    assert!(rows.iter().all(|row| row["seconds"]["total"].as_f64().unwrap() > 0.0 && row["peak_memory"].as_u64().unwrap() > 1 << 20));
+    let table = project.xtask("times", &["--across", "n", "--format", "csv"]).success().stdout;
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!(lines[0], ["stage", "n=10", "n=20"]);
+    assert_eq!([lines[1][0], lines[2][0]], ["data", "holdout"]);
+    assert_eq!(lines[2][2], format!("{:.2}", rows[3]["seconds"]["total"].as_f64().unwrap()));
+    assert!(project.xtask("times", &["--across", "k"]).failure().contains("those of this pipeline: [\"n\"]"));
+}
+
+#[test]
 fn graphs_lists_and_artifacts_can_be_looked_at() {
     let project = Project::new(SMALL);
     let graph = project.xtask("graph", &[]).success().stdout;

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::catalogue::Catalogue;
-use crate::metrics::{self, Format};
+use crate::metrics;
 use crate::session::{Session, workspace};
 use crate::show::{self, GraphFormat};
-use crate::{bench, regress, run};
+use crate::table::Format;
+use crate::{bench, regress, run, times};
 
 /// Runs pipelines of dataset-condensation-driven unlearning, keeps their results, and tells what has changed.
 #[derive(Debug, Parser)]
@@ -90,6 +91,16 @@ enum Command {
         #[arg(long, default_value = "table")]
         format: Format,
     },
+    /// Print what the results of a pipeline cost to make, one row a stage.
+    Times {
+        #[command(flatten)]
+        target: Target,
+        /// Seconds alone, with a column for each value of this key of a `matrix:`.
+        #[arg(long, value_name = "KEY")]
+        across: Option<String>,
+        #[arg(long, default_value = "table")]
+        format: Format,
+    },
     /// Compare the numbers of a pipeline with the accepted ones in `baselines/`.
     Regress {
         #[command(flatten)]
@@ -146,6 +157,7 @@ impl CommandLine {
                 Ok(())
             }
             Command::Metrics { target, format } => metrics::print(&target.open()?, format),
+            Command::Times { target, across, format } => times::print(&target.open()?, across.as_deref(), format),
             Command::Regress { target, update: true, .. } => regress::update(&target.open()?),
             Command::Regress { target, update_tolerances: true, .. } => regress::update_tolerances(&target.open()?),
             Command::Regress { target, .. } => regress::compare(&target.open()?),

@@ -18,6 +18,7 @@ mod session;
 mod show;
 mod store;
 mod table;
+mod times;
 mod yaml;
 
 use std::process::ExitCode;

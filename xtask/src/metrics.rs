@@ -8,19 +8,10 @@ use serde_json::{Map, Value, json};
 
 use crate::reasons::in_one_line;
 use crate::session::{Known, Session, State, coordinates};
-use crate::table;
+use crate::table::{self, Format};
 
 /// The scores that come first, and are there in every row.
 const FIRST: [&str; 4] = ["retain_accuracy", "forget_accuracy", "test_accuracy", "mia_accuracy"];
-
-/// How the rows are printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Format {
-    Table,
-    Csv,
-    Json,
-    Md,
-}
 
 /// One judged model.
 #[derive(Debug, Clone)]
@@ -146,14 +137,6 @@ pub(crate) fn print(session: &Session, format: Format) -> anyhow::Result<()> {
         line.extend([row.instance.clone(), pipeline.to_owned()]);
         cells.push(line);
     }
-    match format {
-        Format::Csv => cells.iter().for_each(|line| println!("{}", line.iter().map(|cell| csv_cell(cell)).collect::<Vec<_>>().join(","))),
-        Format::Md => table::markdown(&cells).iter().for_each(|line| println!("{line}")),
-        _ => table::aligned(&cells, "  ", "", "").iter().for_each(|line| println!("{line}")),
-    }
+    table::print(&cells, format);
     Ok(())
-}
-
-fn csv_cell(text: &str) -> String {
-    if text.contains([',', '"', '\n']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
 }

@@ -1,5 +1,28 @@
 //! Rows of cells, written for people or for Markdown.
 
+/// How rows are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Csv,
+    Json,
+    Md,
+}
+
+/// Prints cells in a format other than JSON; the first row is the heading.
+pub(crate) fn print(rows: &[Vec<String>], format: Format) {
+    let lines = match format {
+        Format::Csv => rows.iter().map(|row| row.iter().map(|cell| csv_cell(cell)).collect::<Vec<_>>().join(",")).collect(),
+        Format::Md => markdown(rows),
+        Format::Table | Format::Json => aligned(rows, "  ", "", ""),
+    };
+    lines.iter().for_each(|line| println!("{line}"));
+}
+
+fn csv_cell(text: &str) -> String {
+    if text.contains([',', '"', '\n']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
+}
+
 /// Columns padded to their widest cell: numbers to the right, all else to the left. The first row is the heading.
 pub(crate) fn aligned(rows: &[Vec<String>], separator: &str, start: &str, end: &str) -> Vec<String> {
     let columns = rows.first().map_or(0, Vec::len);
