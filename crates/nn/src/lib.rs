@@ -11,6 +11,7 @@ pub mod model;
 pub mod network;
 pub mod ops;
 pub mod optimiser;
+mod parallel;
 pub mod rng;
 pub mod samples;
 pub mod train;

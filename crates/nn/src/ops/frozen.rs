@@ -6,16 +6,16 @@
 use std::sync::Mutex;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 
 use super::block::{Block, Normalisation, Tail};
 use super::convolution::{Kernel, Purpose, Scratch, sized};
 use super::norm::{Affine, Statistics};
 use super::{composed, dtype_of, for_real, stored, values, with_values};
 use crate::matrix::Real;
+use crate::parallel::map_with;
 
 /// Images that go through the blocks together, at most. Has no influence on the result.
-const IMAGES: usize = 48;
+const IMAGES: usize = 24;
 
 /// A block whose parameters take no part in differentiation and that normalises by fixed statistics.
 #[derive(Debug, Clone)]
@@ -182,11 +182,9 @@ impl CustomOp1 for Operation {
             let (blocks, input) = (self.prepared::<T>(Purpose::Forward)?, values::<T>(storage, layout)?);
             let shape = self.blocks[self.blocks.len() - 1].1.output_shape();
             let mut output = vec![T::default(); shape.0 * self.output_image()];
-            let groups = output.par_chunks_mut(self.images * self.output_image()).zip(input.par_chunks(self.images * self.image()));
-            let choices = groups.map_init(Buffers::default, |buffers, (output, input)| {
-                forward(&blocks, input, output, buffers, self.is_differentiated)
-            });
-            *self.choices.lock().expect("no thread panicked") = choices.collect();
+            let groups = output.chunks_mut(self.images * self.output_image()).zip(input.chunks(self.images * self.image()));
+            let choices = map_with(groups, |buffers, (output, input)| forward(&blocks, input, output, buffers, self.is_differentiated));
+            *self.choices.lock().expect("no thread panicked") = choices;
             Ok((stored(output), shape.into()))
         })
     }
@@ -196,10 +194,8 @@ impl CustomOp1 for Operation {
         for_real!(input.dtype(), T => with_values::<T, _>(&[gradient], |arguments| {
             let blocks = self.prepared::<T>(Purpose::InputGradient)?;
             let mut result = vec![T::default(); input.elem_count()];
-            let groups = result.par_chunks_mut(self.images * self.image()).zip(arguments[0].par_chunks(self.images * self.output_image()));
-            groups.zip(&*choices).for_each_init(Buffers::default, |buffers, ((result, gradient), choices)| {
-                backward(&blocks, choices, gradient, result, buffers);
-            });
+            let groups = result.chunks_mut(self.images * self.image()).zip(arguments[0].chunks(self.images * self.output_image()));
+            map_with(groups.zip(&*choices), |buffers, ((result, gradient), choices)| backward(&blocks, choices, gradient, result, buffers));
             Tensor::from_vec(result, input.shape(), input.device()).map(Some)
         }))
     }

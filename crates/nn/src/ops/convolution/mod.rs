@@ -19,6 +19,7 @@ use winograd::Winograd;
 
 use super::{composed, dtype_of, for_real, stored, values, with_values};
 use crate::matrix::{Real, vectorised};
+use crate::parallel::map_with;
 
 /// Shares of the images whose weight gradients are summed up apart, at most, and the values that more than two such sums may take. Fixed, so that the
 /// order of addition does not depend on the number of threads.
@@ -187,15 +188,14 @@ impl<T: Real> Kernel<T> {
     /// Computes the result for all images; `finish` completes each group of it. Returns what `finish` gave, in order.
     pub(super) fn forward<R: Send>(&self, input: &[T], output: &mut [T], finish: impl Fn(&mut [T]) -> R + Sync) -> Vec<R> {
         let group = self.images_per_group();
-        let groups = output.par_chunks_mut(group * self.geometry.output_image()).zip(input.par_chunks(group * self.geometry.image()));
-        let results = groups.map_init(Scratch::default, |scratch, (output, input)| {
+        let groups = output.chunks_mut(group * self.geometry.output_image()).zip(input.chunks(group * self.geometry.image()));
+        map_with(groups, |scratch, (output, input)| {
             self.forward_group(input, output, scratch);
             vectorised(
                 #[inline(always)]
                 || finish(output),
             )
-        });
-        results.collect()
+        })
     }
 
     /// Computes the result for a few images on this thread: `finish(images, result)` is called for one group of them after the other.
@@ -263,28 +263,24 @@ impl<T: Real> Kernel<T> {
         // One part of the input's gradient for each share; all of them empty where it is not wanted.
         let mut parts: Vec<&mut [T]> = input_gradient.chunks_mut(images_per_share * image).collect();
         parts.resize_with(starts.len(), Default::default);
-        let sums: Vec<Vec<T>> = parts
-            .into_par_iter()
-            .zip(starts)
-            .map_init(Scratch::default, |scratch, (part, start)| {
-                let mut sum = vec![T::default(); if wanted.weight { self.weight_gradient_size() } else { 0 }];
-                let end = (start + images_per_share).min(self.geometry.count);
-                let mut parts = part.chunks_mut(group * image);
-                for first in (start..end).step_by(group) {
-                    let images = first..(first + group).min(end);
-                    let mut buffer = std::mem::take(&mut scratch.output);
-                    buffer.clear();
-                    vectorised(
-                        #[inline(always)]
-                        || gradient(images.clone(), &mut buffer),
-                    );
-                    let input = &input[images.start * image..images.end * image];
-                    self.backward_group(input, &buffer, parts.next(), wanted.weight.then_some(&mut sum), scratch);
-                    scratch.output = buffer;
-                }
-                sum
-            })
-            .collect();
+        let sums: Vec<Vec<T>> = map_with(parts.into_iter().zip(starts), |scratch: &mut Scratch<T>, (part, start)| {
+            let mut sum = vec![T::default(); if wanted.weight { self.weight_gradient_size() } else { 0 }];
+            let end = (start + images_per_share).min(self.geometry.count);
+            let mut parts = part.chunks_mut(group * image);
+            for first in (start..end).step_by(group) {
+                let images = first..(first + group).min(end);
+                let mut buffer = std::mem::take(&mut scratch.output);
+                buffer.clear();
+                vectorised(
+                    #[inline(always)]
+                    || gradient(images.clone(), &mut buffer),
+                );
+                let input = &input[images.start * image..images.end * image];
+                self.backward_group(input, &buffer, parts.next(), wanted.weight.then_some(&mut sum), scratch);
+                scratch.output = buffer;
+            }
+            sum
+        });
         let weight_gradient = wanted.weight.then(|| self.finish_weight_gradient(sums));
         (wanted.input.then_some(input_gradient), weight_gradient)
     }

@@ -13,7 +13,7 @@ use super::{Purpose, sized};
 use crate::matrix::{Matrix, Panels, Real, multiply, vectorised};
 
 /// Tiles of a group where there are many, which keeps it in the cache.
-const TILES: usize = 64;
+const TILES: usize = 48;
 /// Groups to have even if these are smaller, and the tiles that make a group worth it.
 const GROUPS: usize = 8;
 const FEWEST_TILES: usize = 16;
@@ -32,11 +32,17 @@ pub(super) struct Winograd<T, const SIDE: usize> {
 /// Buffers that serve one group after the other.
 #[derive(Default)]
 pub(super) struct Scratch<T> {
-    /// Transformed input, [SIDE², tiles, channels].
+    /// Transformed input: for each of the tile's values [tiles, channels], [`stride`] apart.
     input: Vec<T>,
-    /// Transformed result or its gradient, [SIDE², tiles, outputs].
+    /// Transformed result or its gradient: for each of the tile's values [tiles, outputs], [`stride`] apart.
     output: Vec<T>,
     panels: Vec<T>,
+}
+
+/// From one of a tile's values to the next: a little more than there are, since at a distance of a power of two all of them would fall into the
+/// same few places of the cache.
+fn stride(tiles: usize, channels: usize) -> usize {
+    tiles * channels + LINE
 }
 
 /// Some channels of one value of a tile.
@@ -163,15 +169,17 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
     pub(super) fn forward(&self, input: &[T], output: &mut [T], scratch: &mut Scratch<T>) {
         let Geometry { channels, outputs, .. } = self.geometry;
         let tiles = self.tiles(output);
-        let transformed = sized(&mut scratch.input, Self::VALUES * tiles * channels);
+        let (of_input, of_output) = (stride(tiles, channels), stride(tiles, outputs));
+        let transformed = sized(&mut scratch.input, Self::VALUES * of_input);
         vectorised(
             #[inline(always)]
             || self.transform_input(input, transformed),
         );
-        let result = sized(&mut scratch.output, Self::VALUES * tiles * outputs);
-        let products = transformed.chunks_exact(tiles * channels).zip(result.chunks_exact_mut(tiles * outputs));
+        let result = sized(&mut scratch.output, Self::VALUES * of_output);
+        let products = transformed.chunks_exact(of_input).zip(result.chunks_exact_mut(of_output));
         for ((values, result), weight) in products.zip(self.weight_of_each_value()) {
-            multiply(Matrix::new(values, tiles, channels), Panels::new(weight, channels, outputs), result, false);
+            let values = Matrix::new(&values[..tiles * channels], tiles, channels);
+            multiply(values, Panels::new(weight, channels, outputs), &mut result[..tiles * outputs], false);
         }
         vectorised(
             #[inline(always)]
@@ -189,16 +197,18 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
     ) {
         let Geometry { channels, outputs, .. } = self.geometry;
         let tiles = self.tiles(gradient);
-        let transformed = sized(&mut scratch.output, Self::VALUES * tiles * outputs);
+        let (of_input, of_output) = (stride(tiles, channels), stride(tiles, outputs));
+        let transformed = sized(&mut scratch.output, Self::VALUES * of_output);
         vectorised(
             #[inline(always)]
             || self.transform_gradient(gradient, transformed),
         );
-        let values = sized(&mut scratch.input, Self::VALUES * tiles * channels);
+        let gradients = transformed.chunks_exact(of_output).map(|values| Matrix::new(&values[..tiles * outputs], tiles, outputs));
+        let values = sized(&mut scratch.input, Self::VALUES * of_input);
         if let Some(input_gradient) = input_gradient {
-            let products = transformed.chunks_exact(tiles * outputs).zip(values.chunks_exact_mut(tiles * channels));
+            let products = gradients.clone().zip(values.chunks_exact_mut(of_input));
             for ((gradient, result), weight) in products.zip(self.weight_of_each_value()) {
-                multiply(Matrix::new(gradient, tiles, outputs), Panels::new(weight, outputs, channels), result, false);
+                multiply(gradient, Panels::new(weight, outputs, channels), &mut result[..tiles * channels], false);
             }
             vectorised(
                 #[inline(always)]
@@ -210,10 +220,10 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
                 #[inline(always)]
                 || self.transform_input(input, values),
             );
-            let products = values.chunks_exact(tiles * channels).zip(transformed.chunks_exact(tiles * outputs));
+            let products = values.chunks_exact(of_input).zip(gradients);
             for ((values, gradient), sum) in products.zip(weight_gradient.chunks_exact_mut(channels * outputs)) {
-                let gradient = Panels::lay_out(Matrix::new(gradient, tiles, outputs), &mut scratch.panels);
-                multiply(Matrix::new(values, tiles, channels).transposed(), gradient, sum, true);
+                let values = Matrix::new(&values[..tiles * channels], tiles, channels);
+                multiply(values.transposed(), Panels::lay_out(gradient, &mut scratch.panels), sum, true);
             }
         }
     }
@@ -311,7 +321,7 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
                             }
                         }
                     }
-                    store_tile(&both_ways!(values, data), result, tiles * channels, tile * channels + channel);
+                    store_tile(&both_ways!(values, data), result, stride(tiles, channels), tile * channels + channel);
                 });
             },
         );
@@ -327,7 +337,7 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
             #[inline(always)]
             |tile, image, row, column| {
                 in_lanes!(outputs, channel, L => {
-                    let values: Tile<T, L, SIDE> = load_tile(transformed, tiles * outputs, tile * outputs + channel);
+                    let values: Tile<T, L, SIDE> = load_tile(transformed, stride(tiles, outputs), tile * outputs + channel);
                     let results = both_ways!(values, results);
                     for (i, results) in results.iter().enumerate().take(Self::OUTPUTS) {
                         for (j, result) in results.iter().enumerate().take(Self::OUTPUTS) {
@@ -359,7 +369,7 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
                             }
                         }
                     }
-                    store_tile(&both_ways!(values, results_adjoint), result, tiles * outputs, tile * outputs + channel);
+                    store_tile(&both_ways!(values, results_adjoint), result, stride(tiles, outputs), tile * outputs + channel);
                 });
             },
         );
@@ -378,7 +388,7 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
             |tile, image, row, column| {
                 let pixels = self.pixels(image, row, column);
                 in_lanes!(channels, channel, L => {
-                    let values: Tile<T, L, SIDE> = load_tile(transformed, tiles * channels, tile * channels + channel);
+                    let values: Tile<T, L, SIDE> = load_tile(transformed, stride(tiles, channels), tile * channels + channel);
                     let values = both_ways!(values, data_adjoint);
                     for (pixels, values) in pixels.iter().zip(&values) {
                         for (pixel, value) in pixels.iter().zip(values) {
