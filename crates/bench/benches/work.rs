@@ -32,6 +32,7 @@ fn main() {
     floors(&mut criterion);
     products(&mut criterion);
     training(&mut criterion);
+    plain_candle(&mut criterion);
     features(&mut criterion);
     convolutions(&mut criterion);
     condensation(&mut criterion);
@@ -129,6 +130,42 @@ fn training(criterion: &mut Criterion) {
             }
         });
     }
+}
+
+/// The training step of the CNN with the layers of `candle-nn`, as one would write it without operations of our own. (Its maximum pooling has a
+/// wrong gradient, which takes as long as a right one.)
+fn plain_candle(criterion: &mut Criterion) {
+    use candle_nn::{Module as _, ModuleT as _, Optimizer as _};
+    let throughput = Throughput::Elements(3 * BATCH as u64 * operations(Family::Cnn, &Part::ALL));
+    one(criterion, "train-step/cnn-of-candle-nn", Some(throughput), || {
+        let (images, labels) = samples(BATCH).batch(&(0..BATCH).collect::<Vec<_>>()).expect("a batch");
+        let labels = Tensor::new(labels, &Device::Cpu).expect("labels");
+        let variables = candle_nn::VarMap::new();
+        let root = candle_nn::VarBuilder::from_varmap(&variables, images.dtype(), &Device::Cpu);
+        let window = candle_nn::Conv2dConfig { padding: 1, ..Default::default() };
+        let widths = [3, 32, 64, 128, 256];
+        let blocks: Vec<_> = (0..4)
+            .map(|block| {
+                let (inputs, outputs) = (widths[block], widths[block + 1]);
+                let convolution = candle_nn::conv2d(inputs, outputs, 3, window, root.pp(format!("convolution{block}"))).expect("a layer");
+                let normalisation = candle_nn::batch_norm(outputs, 1e-5, root.pp(format!("normalisation{block}"))).expect("a layer");
+                (convolution, normalisation)
+            })
+            .collect();
+        let hidden = candle_nn::linear(1024, 1024, root.pp("hidden")).expect("a layer");
+        let last = candle_nn::linear(1024, CLASSES, root.pp("last")).expect("a layer");
+        let rates = candle_nn::ParamsAdamW { lr: 1e-3, weight_decay: 0.0, ..Default::default() };
+        let mut optimiser = candle_nn::AdamW::new(variables.all_vars(), rates).expect("an optimiser");
+        move || {
+            let features = blocks.iter().try_fold(images.clone(), |value, (convolution, normalisation)| {
+                normalisation.forward_t(&convolution.forward(&value)?, true)?.relu()?.max_pool2d(2)
+            });
+            let hidden = features.and_then(|features| hidden.forward(&features.flatten_from(1)?)?.relu()).expect("forward");
+            let logits = candle_nn::ops::dropout(&hidden, 0.5).and_then(|hidden| last.forward(&hidden)).expect("forward");
+            let loss = candle_nn::loss::cross_entropy(&logits, &labels).expect("loss");
+            optimiser.backward_step(&loss).expect("a step");
+        }
+    });
 }
 
 /// A matrix product of our own, of the floor's size.

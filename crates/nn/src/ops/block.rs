@@ -287,14 +287,13 @@ impl Tail {
         plain.iter().zip(weighted.iter()).map(|(plain, weighted)| (plain.to_f64(), weighted.to_f64())).collect()
     }
 
-    /// The gradient of the convolution's result for some images, in an empty buffer.
+    /// The gradient of the convolution's result for some images.
     #[inline(always)]
-    fn convolved_gradient<T: Real>(&self, convolved: &[T], gradient: &[T], affine: &[Affine<T>], slopes: &[Slope<T>], result: &mut Vec<T>) {
+    fn convolved_gradient<T: Real>(&self, convolved: &[T], gradient: &[T], affine: &[Affine<T>], slopes: &[Slope<T>], result: &mut [T]) {
         let Geometry { rows, columns, outputs, .. } = self.geometry;
         let floor = self.floor::<T>();
         let (affine, slopes) = (&affine[..outputs], &slopes[..outputs]);
         if !self.block.pool {
-            result.resize(convolved.len(), T::default());
             let pixels = result.chunks_exact_mut(outputs).zip(convolved.chunks_exact(outputs)).zip(gradient.chunks_exact(outputs));
             for ((result, pixel), gradient) in pixels {
                 for channel in 0..outputs {
@@ -305,12 +304,12 @@ impl Tail {
             }
             return;
         }
-        if rows.is_multiple_of(2) && columns.is_multiple_of(2) {
-            result.resize(convolved.len(), T::default());
-        } else {
+        if !(rows.is_multiple_of(2) && columns.is_multiple_of(2)) {
             // Pixels that no window covers get what flows through the statistics.
-            for pixel in convolved.chunks_exact(outputs) {
-                result.extend(pixel.iter().zip(slopes).map(|(&value, slope)| slope.at(value, T::default())));
+            for (result, pixel) in result.chunks_exact_mut(outputs).zip(convolved.chunks_exact(outputs)) {
+                for channel in 0..outputs {
+                    result[channel] = slopes[channel].at(pixel[channel], T::default());
+                }
             }
         }
         for (window, gradient) in gradient.chunks_exact(outputs).enumerate() {

@@ -83,7 +83,7 @@ impl CustomOp3 for Conv2d {
             let kernel = Kernel::new(self.geometry, arguments[1], wanted.purpose());
             let (input_gradient, weight_gradient) = kernel.backward(arguments[0], wanted, #[inline(always)] |images, into| {
                 let size = self.geometry.output_image();
-                into.extend_from_slice(&arguments[2][images.start * size..images.end * size]);
+                into.copy_from_slice(&arguments[2][images.start * size..images.end * size]);
             });
             let bias_gradient = bias.track_op().then(|| super::linear::column_sums(arguments[2], self.geometry.outputs));
             Ok((
@@ -245,12 +245,12 @@ impl<T: Real> Kernel<T> {
         }
     }
 
-    /// The gradients of input and weight. `gradient(images, into)` appends the gradient of the result for some images to an empty buffer.
+    /// The gradients of input and weight. `gradient(images, into)` writes the gradient of the result for some images.
     pub(super) fn backward(
         &self,
         input: &[T],
         wanted: Wanted,
-        gradient: impl Fn(Range<usize>, &mut Vec<T>) + Sync,
+        gradient: impl Fn(Range<usize>, &mut [T]) + Sync,
     ) -> (Option<Vec<T>>, Option<Vec<T>>) {
         let (group, image) = (self.images_per_group(), self.geometry.image());
         if !wanted.input && !wanted.weight {
@@ -269,15 +269,15 @@ impl<T: Real> Kernel<T> {
             let mut parts = part.chunks_mut(group * image);
             for first in (start..end).step_by(group) {
                 let images = first..(first + group).min(end);
-                let mut buffer = std::mem::take(&mut scratch.output);
-                buffer.clear();
+                let mut output = std::mem::take(&mut scratch.output);
+                let result = sized(&mut output, images.len() * self.geometry.output_image());
                 vectorised(
                     #[inline(always)]
-                    || gradient(images.clone(), &mut buffer),
+                    || gradient(images.clone(), result),
                 );
                 let input = &input[images.start * image..images.end * image];
-                self.backward_group(input, &buffer, parts.next(), wanted.weight.then_some(&mut sum), scratch);
-                scratch.output = buffer;
+                self.backward_group(input, result, parts.next(), wanted.weight.then_some(&mut sum), scratch);
+                scratch.output = output;
             }
             sum
         });
