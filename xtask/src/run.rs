@@ -86,8 +86,8 @@ fn profile_lines(record: &Record) -> Vec<String> {
     let shown = parts.iter().filter(|(_, seconds)| *seconds >= 0.005);
     let mut lines: Vec<String> =
         shown.map(|(name, seconds)| format!("            {name:<22} {seconds:>9.2} s  {:>3.0} %", 100.0 * seconds / total)).collect();
-    if let Some(bytes) = record.profile.peak_memory {
-        lines.push(format!("            {:<22} {:>9.2} GiB", "peak memory", bytes as f64 / f64::from(1 << 30)));
+    if let Some(peak) = record.profile.peak_gibibytes() {
+        lines.push(format!("            {:<22} {peak:>9.2} GiB", "peak memory"));
     }
     lines
 }

@@ -104,6 +104,13 @@ pub(crate) struct Profile {
     pub(crate) peak_memory: Option<u64>,
 }
 
+impl Profile {
+    /// The most memory that it held at once, in GiB.
+    pub(crate) fn peak_gibibytes(&self) -> Option<f64> {
+        self.peak_memory.map(|bytes| bytes as f64 / f64::from(1 << 30))
+    }
+}
+
 /// A finished run, and where its outputs are.
 #[derive(Debug, Clone)]
 pub(crate) struct Stored {

@@ -59,7 +59,7 @@ fn table_of(rows: &[Row<'_>]) -> Vec<Vec<String>> {
         let seconds = row.record.seconds;
         let mut line = vec![row.instance.to_owned()];
         line.extend([seconds.total, seconds.load, seconds.compute, seconds.write].map(|seconds| format!("{seconds:.2}")));
-        line.push(row.record.profile.peak_memory.map_or(String::new(), |bytes| format!("{:.2}", bytes as f64 / f64::from(1 << 30))));
+        line.push(row.record.profile.peak_gibibytes().map_or(String::new(), |peak| format!("{peak:.2}")));
         line
     };
     std::iter::once(heading).chain(rows.iter().map(line)).collect()

@@ -271,22 +271,20 @@ impl Network {
             value = ops::frozen_blocks(&value, &frozen)?;
             let Some((part, layer)) = layers.next() else { return Ok(value) };
             let mode = modes[part as usize];
-            let parameter = |name: &str, kind: &str| {
-                let parameter = &self.parameters[&format!("{name}.{kind}")];
-                if trainable.contains(&part) { parameter.as_tensor().clone() } else { parameter.as_detached_tensor() }
-            };
+            let is_trainable = trainable.contains(&part);
             value = match layer {
                 Layer::ChannelsLast => ops::channels_last(&value)?,
                 Layer::ChannelsFirst => ops::channels_first(&value)?,
                 Layer::Block { convolution, normalisation, .. } => {
-                    let weight = parameter(convolution, "weight");
-                    let [bias, scale, shift] =
-                        [parameter(convolution, "bias"), parameter(normalisation, "weight"), parameter(normalisation, "bias")];
+                    let (weight, parameters) = self.block_parameters(convolution, normalisation, is_trainable);
                     let averages = self.averages.get_mut(normalisation).expect("built with every layer");
-                    averages.block(&value, &weight, [&bias, &scale, &shift], mode)?
+                    averages.block(&value, &weight, parameters.each_ref(), mode)?
                 }
                 Layer::Flatten => value.flatten_from(1)?,
-                Layer::Linear { name, .. } => ops::linear(&value, &parameter(name, "weight"), &parameter(name, "bias"))?,
+                Layer::Linear { name, .. } => {
+                    let [weight, bias] = ["weight", "bias"].map(|kind| self.parameter(name, kind, is_trainable));
+                    ops::linear(&value, &weight, &bias)?
+                }
                 Layer::Relu => ops::relu(&value)?,
                 Layer::Dropout(probability) if mode.dropout && *probability > 0.0 => ops::dropout(&value, *probability, dropout)?,
                 Layer::Dropout(_) => value,
@@ -297,15 +295,21 @@ impl Network {
     /// A block as it is frozen in eval mode; nothing for other layers.
     fn frozen_block(&self, layer: &Layer) -> Option<FrozenBlock> {
         let Layer::Block { convolution, normalisation, .. } = layer else { return None };
-        let parameter = |name: &str, kind: &str| self.parameters[&format!("{name}.{kind}")].as_detached_tensor();
+        let (weight, parameters) = self.block_parameters(convolution, normalisation, false);
         let [mean, variance] = self.averages[normalisation].wide();
-        Some(FrozenBlock {
-            weight: parameter(convolution, "weight"),
-            parameters: [parameter(convolution, "bias"), parameter(normalisation, "weight"), parameter(normalisation, "bias")],
-            mean,
-            variance,
-            block: BLOCK,
-        })
+        Some(FrozenBlock { weight, parameters, mean, variance, block: BLOCK })
+    }
+
+    /// The convolution's weight; its bias, and the normalisation's scale and shift.
+    fn block_parameters(&self, convolution: &str, normalisation: &str, is_trainable: bool) -> (Tensor, [Tensor; 3]) {
+        let others = [(convolution, "bias"), (normalisation, "weight"), (normalisation, "bias")];
+        (self.parameter(convolution, "weight", is_trainable), others.map(|(name, kind)| self.parameter(name, kind, is_trainable)))
+    }
+
+    /// A parameter, which takes part in differentiation where it is trainable.
+    fn parameter(&self, name: &str, kind: &str, is_trainable: bool) -> Tensor {
+        let parameter = &self.parameters[&format!("{name}.{kind}")];
+        if is_trainable { parameter.as_tensor().clone() } else { parameter.as_detached_tensor() }
     }
 
     /// As [`Self::forward`] in eval mode, where nothing but the input takes part in differentiation.

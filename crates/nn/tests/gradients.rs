@@ -82,9 +82,9 @@ fn block(values: &[Tensor], block: Block, normalisation: Normalisation<'_>) -> R
     Ok(ops::conv_block(&values[0], &values[1], [&values[2], &values[3], &values[4]], block, normalisation)?.0)
 }
 
-/// Images [N, H, W, C] and two blocks of so many outputs, the first without pooling and the second without rectification.
-fn run_of_blocks([n, h, w, c]: [usize; 4], outputs: [usize; 2]) -> (Tensor, Vec<FrozenBlock>) {
-    let variants = [Block { pool: false, ..BLOCK }, Block { rectify: false, ..BLOCK }];
+/// Images [N, H, W, C] and two blocks of so many outputs, the second without rectification.
+fn run_of_blocks([n, h, w, c]: [usize; 4], outputs: [usize; 2], first: Block) -> (Tensor, Vec<FrozenBlock>) {
+    let variants = [first, Block { rectify: false, ..BLOCK }];
     let blocks = [c, outputs[0]].into_iter().zip(outputs).zip(variants).map(|((inputs, outputs), block)| FrozenBlock {
         weight: random("weight", &[outputs, inputs, 3, 3]),
         parameters: ["bias", "scale", "shift"].map(|name| random(name, &[outputs])),
@@ -110,8 +110,14 @@ fn gradients_are_the_limits_of_differences() {
             check(&format!("conv_block {variant:?}"), &block_arguments(2), |values| block(values, variant, normalisation));
         }
     }
-    let (input, blocks) = run_of_blocks([2, 6, 7, 2], [3, 2]);
-    check("frozen_blocks", &[input], |values| ops::frozen_blocks(&values[0], &blocks));
+    for variant in [BLOCK, Block { pool: false, ..BLOCK }] {
+        let [input, others @ ..] = block_arguments(2);
+        check(&format!("frozen conv_block {variant:?}"), &[input], |values| block(&[&values[..1], &others].concat(), variant, FIXED));
+    }
+    for first in [BLOCK, Block { pool: false, ..BLOCK }] {
+        let (input, blocks) = run_of_blocks([2, 6, 7, 2], [3, 2], first);
+        check(&format!("frozen_blocks {first:?}"), &[input], |values| ops::frozen_blocks(&values[0], &blocks));
+    }
     check("linear", &[random("input", &[3, 4]), random("weight", &[2, 4]), random("bias", &[2])], |values| {
         ops::linear(&values[0], &values[1], &values[2])
     });
@@ -189,17 +195,15 @@ fn operations_agree_with_those_composed_of_candles() {
         );
     }
     for (shape, outputs) in [([2, 6, 7, 2], [3, 2]), ([101, 8, 4, 3], [9, 17]), ([1, 5, 6, 9], [8, 16])] {
-        let (input, blocks) = run_of_blocks(shape, outputs);
-        assert_agree(
-            &format!("frozen_blocks {shape:?}"),
-            &[input],
-            |values| ops::frozen_blocks(&values[0], &blocks),
-            |values| {
-                blocks.iter().try_fold(values[0].clone(), |value, FrozenBlock { weight, parameters, mean, variance, block }| {
-                    Ok(composed::conv_block(&value, weight, parameters.each_ref(), *block, Normalisation::Fixed { mean, variance })?.0)
-                })
-            },
-        );
+        for first in [BLOCK, Block { pool: false, ..BLOCK }] {
+            let (input, blocks) = run_of_blocks(shape, outputs, first);
+            assert_agree(
+                &format!("frozen_blocks {shape:?} {first:?}"),
+                &[input],
+                |values| ops::frozen_blocks(&values[0], &blocks),
+                |values| composed::frozen_blocks(&values[0], &blocks),
+            );
+        }
     }
     for pooling in POOLINGS {
         let input = [random("input", &[2, 5, 4, 2])];

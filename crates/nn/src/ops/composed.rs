@@ -5,6 +5,7 @@ use candle_core::{D, DType, Result, Tensor};
 
 use super::block::{Block, Normalisation};
 use super::convolution::Convolution;
+use super::frozen::FrozenBlock;
 use super::norm::{BATCH_NORM_EPSILON, Statistics};
 use super::pool::Pooling;
 
@@ -56,6 +57,17 @@ pub fn conv_block(
     let result = if block.rectify { relu(&normalised)? } else { normalised };
     let result = if block.pool { max_pool2d(&result, Pooling { size: 2, stride: 2, padding: 0 })? } else { result };
     Ok((result, statistics))
+}
+
+/// As [`super::frozen_blocks`].
+///
+/// # Errors
+/// When candle refuses.
+pub fn frozen_blocks(input: &Tensor, blocks: &[FrozenBlock]) -> Result<Tensor> {
+    blocks.iter().try_fold(input.clone(), |value, FrozenBlock { weight, parameters, mean, variance, block }| {
+        let parameters = parameters.each_ref().map(Tensor::detach);
+        Ok(conv_block(&value, &weight.detach(), parameters.each_ref(), *block, Normalisation::Fixed { mean, variance })?.0)
+    })
 }
 
 /// As [`super::relu`].

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use super::block::{Block, Normalisation, Tail};
+use super::block::{Block, Tail};
 use super::convolution::{Kernel, Purpose, Scratch, sized};
 use super::norm::{Affine, Statistics};
 use super::{composed, dtype_of, for_real, stored, values, with_values};
@@ -48,13 +48,7 @@ pub fn frozen_blocks(input: &Tensor, blocks: &[FrozenBlock]) -> Result<Tensor> {
         tails.push(tail);
     }
     if !input.device().is_cpu() {
-        return blocks.iter().try_fold(
-            input.clone(),
-            |value, FrozenBlock { weight, parameters: [bias, scale, shift], mean, variance, block }| {
-                let parameters = [&bias.detach(), &scale.detach(), &shift.detach()];
-                Ok(composed::conv_block(&value, &weight.detach(), parameters, *block, Normalisation::Fixed { mean, variance })?.0)
-            },
-        );
+        return composed::frozen_blocks(input, blocks);
     }
     let operation = Operation {
         blocks: blocks.iter().cloned().zip(tails).collect(),
@@ -130,7 +124,7 @@ fn forward<T: Real>(blocks: &[Prepared<T>], input: &[T], output: &mut [T], buffe
         let source = if index == 0 { input } else { &from[..images * tail.geometry.image()] };
         let target = if index + 1 == blocks.len() { &mut *output } else { sized(&mut to, images * size) };
         let mut chosen = vec![0; if notes_choices { target.len() } else { 0 }];
-        kernel.forward_in_place(
+        kernel.forward_on_thread(
             source,
             &mut buffers.scratch,
             #[inline(always)]
@@ -158,7 +152,7 @@ fn backward<T: Real>(blocks: &[Prepared<T>], choices: &[Vec<u8>], gradient: &[T]
         let size = tail.output_image();
         let source = if index + 1 == blocks.len() { gradient } else { &from[..images * size] };
         let target = if index == 0 { &mut *input_gradient } else { sized(&mut to, images * tail.geometry.image()) };
-        kernel.backward_in_place(
+        kernel.backward_on_thread(
             target,
             &mut buffers.scratch,
             #[inline(always)]

@@ -199,7 +199,7 @@ impl<T: Real> Kernel<T> {
     }
 
     /// Computes the result for a few images on this thread: `finish(images, result)` is called for one group of them after the other.
-    pub(super) fn forward_in_place(&self, input: &[T], scratch: &mut Scratch<T>, mut finish: impl FnMut(Range<usize>, &mut [T])) {
+    pub(super) fn forward_on_thread(&self, input: &[T], scratch: &mut Scratch<T>, mut finish: impl FnMut(Range<usize>, &mut [T])) {
         let images = input.len() / self.geometry.image();
         for images in self.groups_in_cache(images) {
             let mut output = std::mem::take(&mut scratch.output);
@@ -214,7 +214,7 @@ impl<T: Real> Kernel<T> {
     }
 
     /// The gradient of a few images on this thread. `gradient(images, into)` writes the gradient of the result for one group of them.
-    pub(super) fn backward_in_place(&self, input_gradient: &mut [T], scratch: &mut Scratch<T>, gradient: impl Fn(Range<usize>, &mut [T])) {
+    pub(super) fn backward_on_thread(&self, input_gradient: &mut [T], scratch: &mut Scratch<T>, gradient: impl Fn(Range<usize>, &mut [T])) {
         let image = self.geometry.image();
         for images in self.groups_in_cache(input_gradient.len() / image) {
             let mut output = std::mem::take(&mut scratch.output);
