@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-BATCH, IMAGES = 256, 32
+BATCH = 256
 
 
 def median(work, rounds=7):
@@ -81,7 +81,7 @@ def convolutions(shapes):
     def variable(*shape):
         return (0.05 * torch.randn(*shape)).requires_grad_()
 
-    arguments = [(variable(IMAGES, a, side, side), variable(b, a, 3, 3), variable(b), stride) for a, b, side, stride in shapes]
+    arguments = [(variable(BATCH, a, side, side), variable(b, a, 3, 3), variable(b), stride) for a, b, side, stride in shapes]
 
     def work():
         for image, weight, bias, stride in arguments:

@@ -126,7 +126,7 @@ fn training(criterion: &mut Criterion) {
                 step += 1;
                 let logits = network.forward(&images, &Part::ALL, network::all(Mode::TRAIN), &Part::ALL, &mut dropout).expect("forward");
                 let loss = ops::cross_entropy(&logits, &labels).expect("loss");
-                optimiser.step(&network.parameters(&Part::ALL), &loss.backward().expect("backward"), 1e-3).expect("step");
+                optimiser.step(&network.parameters(&Part::ALL), &network.backward(&loss).expect("backward"), 1e-3).expect("step");
             }
         });
     }
@@ -195,7 +195,7 @@ struct Shape {
 }
 
 impl Shape {
-    const IMAGES: usize = 32;
+    const IMAGES: usize = BATCH;
 
     const fn new(inputs: usize, outputs: usize, side: usize, stride: usize) -> Self {
         Self { inputs, outputs, side, stride }

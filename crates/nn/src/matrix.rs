@@ -138,6 +138,25 @@ impl<'a, T> Matrix<'a, T> {
         Self { rows: self.columns, columns: self.rows, row_stride: self.column_stride, column_stride: self.row_stride, ..self }
     }
 
+    /// The values row by row. They are gathered in square blocks, so that each line of memory is read once.
+    fn by_row(self) -> Vec<T>
+    where
+        T: Real,
+    {
+        let mut values = vec![T::default(); self.rows * self.columns];
+        values.par_chunks_mut(PANEL * self.columns.max(1)).enumerate().for_each(|(block, values)| {
+            for from in (0..self.columns).step_by(PANEL) {
+                let columns = PANEL.min(self.columns - from);
+                for (row, values) in values.chunks_exact_mut(self.columns).enumerate() {
+                    let source = self.values[(block * PANEL + row) * self.row_stride + from * self.column_stride..].iter();
+                    let target = &mut values[from..from + columns];
+                    target.iter_mut().zip(source.step_by(self.column_stride)).for_each(|(target, &value)| *target = value);
+                }
+            }
+        });
+        values
+    }
+
     fn rows_from(self, from: usize, rows: usize) -> Self {
         Self { values: &self.values[from * self.row_stride..], rows, ..self }
     }
@@ -149,6 +168,8 @@ pub(crate) struct Panels<'a, T> {
     values: &'a [T],
     inner: usize,
     columns: usize,
+    /// Values from the start of one panel to that of the next.
+    stride: usize,
 }
 
 impl<'a, T: Real> Panels<'a, T> {
@@ -160,10 +181,16 @@ impl<'a, T: Real> Panels<'a, T> {
         columns.next_multiple_of(PANEL) * inner
     }
 
-    /// Panels that lie in `values` already.
+    /// Panels that lie in `values` already, one after another.
     pub(crate) fn new(values: &'a [T], inner: usize, columns: usize) -> Self {
-        assert_eq!(values.len(), Self::size(inner, columns), "panels of {inner} x {columns}");
-        Self { values, inner, columns }
+        Self::apart(values, inner, columns, inner * PANEL)
+    }
+
+    /// Panels that lie in `values` already, `stride` apart.
+    pub(crate) fn apart(values: &'a [T], inner: usize, columns: usize, stride: usize) -> Self {
+        let panels = Self { values, inner, columns, stride };
+        assert!(values.len() >= panels.count().saturating_sub(1) * stride + inner * PANEL, "panels of {inner} x {columns}");
+        panels
     }
 
     /// Lays `right` out in `values`.
@@ -215,7 +242,17 @@ pub(crate) fn multiply<T: Real>(left: Matrix<'_, T>, right: Panels<'_, T>, resul
 #[must_use]
 pub fn product<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, T>) -> Vec<T> {
     assert_eq!(left.columns, right.rows, "inner dimensions");
-    let mut result = vec![T::default(); left.rows * right.columns];
+    let by_row;
+    let left = if left.column_stride == 1 {
+        left
+    } else {
+        by_row = left.by_row();
+        Matrix::new(&by_row, left.rows, left.columns)
+    };
+    if left.columns == 0 {
+        return vec![T::default(); left.rows * right.columns];
+    }
+    let mut result: Vec<T> = Vec::with_capacity(left.rows * right.columns);
     let mut values = vec![T::default(); Panels::<T>::size(right.rows, right.columns)];
     values
         .par_chunks_mut(PANEL * right.rows.max(1))
@@ -228,9 +265,11 @@ pub fn product<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, T>) -> Vec<T> {
         let (first_row, first_panel) = (task / panel_tasks * ROWS_PER_TASK, task % panel_tasks * PANELS_PER_TASK);
         let rows = left.rows_from(first_row, ROWS_PER_TASK.min(left.rows - first_row));
         let columns = first_panel..(first_panel + PANELS_PER_TASK).min(panels.count());
-        // SAFETY: each task writes its own block of `result`, which outlives the loop.
+        // SAFETY: each task writes its own block of `result`, which has room for all and outlives the loop.
         unsafe { multiply_panels(rows, panels, columns, start.get().add(first_row * right.columns), false) }
     });
+    // SAFETY: the tasks have written every value.
+    unsafe { result.set_len(left.rows * right.columns) };
     result
 }
 
@@ -258,8 +297,11 @@ unsafe fn multiply_panels<T: Real>(left: Matrix<'_, T>, right: Panels<'_, T>, pa
                 let steps = depth.min(left.columns - from);
                 for panel in self.panels.clone() {
                     let columns = PANEL.min(right.columns - panel * PANEL);
-                    let values = right.values[(panel * right.inner + from) * PANEL..][..steps * PANEL].as_ptr();
-                    for row in (0..left.rows).step_by(ROWS) {
+                    let values = right.values[panel * right.stride + from * PANEL..][..steps * PANEL].as_ptr();
+                    let blocks = left.rows.div_ceil(ROWS);
+                    for block in 0..blocks {
+                        // As even as can be: a block of one or two rows would wait for its values.
+                        let (row, end) = (left.rows * block / blocks, left.rows * (block + 1) / blocks);
                         // SAFETY: the strides describe a matrix inside of `left.values`; the caller vouches for `result`.
                         unsafe {
                             let block = Block {
@@ -273,7 +315,7 @@ unsafe fn multiply_panels<T: Real>(left: Matrix<'_, T>, right: Panels<'_, T>, pa
                                 columns,
                                 add: self.add || from > 0,
                             };
-                            match left.rows - row {
+                            match end - row {
                                 1 => block.compute::<S, 1>(simd),
                                 2 => block.compute::<S, 2>(simd),
                                 3 => block.compute::<S, 3>(simd),
@@ -307,23 +349,24 @@ pub struct Block<T> {
 
 impl<T: Real> Block<T> {
     /// # Safety
-    /// All of `HEIGHT` rows lie inside of the left side and of the result.
+    /// All of `HEIGHT` rows lie inside of the left side and of the result, which holds values where they are added to.
     #[inline(always)]
     unsafe fn compute<S: Simd, const HEIGHT: usize>(self, simd: S) {
         // SAFETY: of the caller.
         unsafe {
             for (row, sums) in T::sums::<S, HEIGHT>(simd, &self).into_iter().enumerate() {
                 let target = self.result.add(row * self.stride);
-                if self.columns == PANEL {
-                    let target = &mut *target.cast::<[T; PANEL]>();
-                    for (target, sum) in target.iter_mut().zip(sums) {
-                        *target = if self.add { *target + sum } else { sum };
+                // What is not added to may be uninitialised.
+                match (self.columns == PANEL, self.add) {
+                    (true, false) => target.cast::<[T; PANEL]>().write_unaligned(sums),
+                    (true, true) => {
+                        let target = &mut *target.cast::<[T; PANEL]>();
+                        target.iter_mut().zip(sums).for_each(|(target, sum)| *target += sum);
                     }
-                } else {
-                    for (column, sum) in sums.into_iter().enumerate().take(self.columns) {
-                        let target = &mut *target.add(column);
-                        *target = if self.add { *target + sum } else { sum };
+                    (false, false) => {
+                        sums.into_iter().enumerate().take(self.columns).for_each(|(column, sum)| target.add(column).write(sum))
                     }
+                    (false, true) => sums.into_iter().enumerate().take(self.columns).for_each(|(column, sum)| *target.add(column) += sum),
                 }
             }
         }

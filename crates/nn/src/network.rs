@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use candle_core::backprop::GradStore;
 use candle_core::{Device, Result, Tensor, Var, bail};
 use dcu_artifact::{Array, Tensor as Stored};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::architecture::{Architecture, Layer, Part};
-use crate::ops::{self, Block, Convolution, FrozenBlock, Normalisation};
+use crate::ops::{self, Block, Convolution, Deposit, FrozenBlock, Normalisation, Weight};
 use crate::rng::{Stream, Streams};
 
 /// How much of the running averages a new batch replaces, as in PyTorch.
@@ -79,7 +80,7 @@ impl RunningAverages {
     }
 
     /// The block that these averages belong to, in the given mode.
-    fn block(&mut self, input: &Tensor, weight: &Tensor, parameters: [&Tensor; 3], mode: Mode) -> Result<Tensor> {
+    fn block(&mut self, input: &Tensor, weight: Weight<'_>, parameters: [&Tensor; 3], mode: Mode) -> Result<Tensor> {
         if !mode.batch_statistics {
             let [mean, variance] = self.wide();
             let fixed = Normalisation::Fixed { mean: &mean, variance: &variance };
@@ -105,6 +106,8 @@ pub struct Network {
     architecture: Architecture,
     layers: [Vec<Layer>; 3],
     parameters: BTreeMap<String, Var>,
+    /// Where the gradients of the layers' weights are left during [`Self::backward`].
+    deposits: BTreeMap<String, Deposit>,
     pub(crate) averages: BTreeMap<String, RunningAverages>,
 }
 
@@ -185,7 +188,11 @@ impl Network {
                 averages.insert(name.clone(), RunningAverages { mean, variance, batches: 0 });
             }
         }
-        Ok(Self { architecture: architecture.clone(), layers, parameters, averages })
+        let layered = layers.iter().flatten().filter_map(|layer| match layer {
+            Layer::Block { convolution: name, .. } | Layer::Linear { name, .. } => Some((name.clone(), Deposit::default())),
+            _ => None,
+        });
+        Ok(Self { architecture: architecture.clone(), deposits: layered.collect(), layers, parameters, averages })
     }
 
     /// A copy that shares nothing with this network.
@@ -255,7 +262,7 @@ impl Network {
     }
 
     /// The output of the given consecutive parts for `input`, which is the output of the part before them. Gradients flow to the
-    /// parameters of `trainable` and, where `input` takes part in differentiation, to it.
+    /// parameters of `trainable`, to be had by [`Self::backward`], and, where `input` takes part in differentiation, to it.
     ///
     /// # Errors
     /// When the shapes do not fit.
@@ -278,18 +285,36 @@ impl Network {
                 Layer::Block { convolution, normalisation, .. } => {
                     let (weight, parameters) = self.block_parameters(convolution, normalisation, is_trainable);
                     let averages = self.averages.get_mut(normalisation).expect("built with every layer");
-                    averages.block(&value, &weight, parameters.each_ref(), mode)?
+                    let weight = if is_trainable { Weight::depositing(&weight, &self.deposits[convolution]) } else { (&weight).into() };
+                    averages.block(&value, weight, parameters.each_ref(), mode)?
                 }
                 Layer::Flatten => value.flatten_from(1)?,
                 Layer::Linear { name, .. } => {
                     let [weight, bias] = ["weight", "bias"].map(|kind| self.parameter(name, kind, is_trainable));
-                    ops::linear(&value, &weight, &bias)?
+                    let weight = if is_trainable { Weight::depositing(&weight, &self.deposits[name]) } else { (&weight).into() };
+                    ops::linear(&value, weight, &bias)?
                 }
                 Layer::Relu => ops::relu(&value)?,
                 Layer::Dropout(probability) if mode.dropout && *probability > 0.0 => ops::dropout(&value, *probability, dropout)?,
                 Layer::Dropout(_) => value,
             };
         }
+    }
+
+    /// The gradients of a loss of this network's output. candle's own backward pass knows nothing of those of the layers' weights.
+    ///
+    /// # Errors
+    /// When the loss is not one number.
+    pub fn backward(&self, loss: &Tensor) -> Result<GradStore> {
+        // What a backward pass that failed left behind.
+        self.deposits.values().for_each(|deposit| drop(deposit.take()));
+        let mut gradients = loss.backward()?;
+        for (name, deposit) in &self.deposits {
+            if let Some(gradient) = deposit.take() {
+                gradients.insert(&self.parameters[&format!("{name}.weight")], gradient);
+            }
+        }
+        Ok(gradients)
     }
 
     /// A block as it is frozen in eval mode; nothing for other layers.

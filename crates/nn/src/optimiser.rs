@@ -9,6 +9,8 @@ use dcu_artifact::{Array, Tensor as Stored};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::matrix::vectorised;
+
 const CHUNK: usize = 1 << 14;
 const BETAS: (f64, f64) = (0.9, 0.999);
 const EPSILON: f64 = 1e-8;
@@ -142,12 +144,17 @@ fn adam(parameter: &mut [f32], gradient: &[f32], state: &mut State, rate: f64, w
         .zip(state.first.par_chunks_mut(CHUNK))
         .zip(state.second.par_chunks_mut(CHUNK));
     chunks.for_each(|(((parameter, gradient), first), second)| {
-        for (((parameter, &gradient), first), second) in parameter.iter_mut().zip(gradient).zip(first).zip(second) {
-            let gradient = gradient + weight_decay * *parameter;
-            *first += (1.0 - first_beta) * (gradient - *first);
-            *second = second_beta * *second + (1.0 - second_beta) * gradient * gradient;
-            *parameter -= step * *first / (second.sqrt() / root_correction + epsilon);
-        }
+        vectorised(
+            #[inline(always)]
+            || {
+                for (((parameter, &gradient), first), second) in parameter.iter_mut().zip(gradient).zip(first).zip(second) {
+                    let gradient = gradient + weight_decay * *parameter;
+                    *first += (1.0 - first_beta) * (gradient - *first);
+                    *second = second_beta * *second + (1.0 - second_beta) * gradient * gradient;
+                    *parameter -= step * *first / (second.sqrt() / root_correction + epsilon);
+                }
+            },
+        );
     });
 }
 

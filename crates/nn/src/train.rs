@@ -166,7 +166,7 @@ pub fn epoch(
     let mut total = 0.0;
     for (step, rows) in order.chunks(phase.batch).enumerate() {
         let loss = prepared.loss(network, rows, phase, epoch * steps + step as u64)?;
-        optimiser.step(&network.parameters(phase.trainable), &loss.backward()?, rate)?;
+        optimiser.step(&network.parameters(phase.trainable), &network.backward(&loss)?, rate)?;
         total += finite(&loss, phase.purpose)? * rows.len() as f64;
     }
     Ok(total / order.len() as f64)
@@ -193,7 +193,7 @@ pub fn accumulated_step(
         .map(|(step, rows)| prepared.loss(network, rows, phase, pass * batches as u64 + step as u64))
         .collect::<Result<_>>()?;
     let loss = (Tensor::stack(&losses, 0)?.sum_all()? / batches as f64)?;
-    optimiser.step(&network.parameters(phase.trainable), &loss.backward()?, rate)?;
+    optimiser.step(&network.parameters(phase.trainable), &network.backward(&loss)?, rate)?;
     finite(&loss, phase.purpose)
 }
 

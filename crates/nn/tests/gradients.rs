@@ -173,10 +173,41 @@ fn assert_agree(
     }
 }
 
+/// However a batch is cut into groups: a large weight takes hundreds of images at a time, and these in groups of a few.
+#[test]
+fn a_convolution_of_many_images_is_that_of_fewer_ones() {
+    const IMAGES: usize = 280;
+    for ([channels, outputs, side], cut) in [([104, 112, 8], 270), ([9, 10, 8], 3), ([3, 5, 6], 100)] {
+        let [input, weight, bias] = convolution_arguments([IMAGES, channels, outputs, side, side, 3, 1, 1]);
+        let direction = random("direction", &[IMAGES, side, side, outputs]);
+        let results = |from: usize, count: usize| {
+            let [input, weight] = [&input.narrow(0, from, count).unwrap(), &weight].map(|tensor| Var::from_tensor(tensor).unwrap());
+            let output = ops::conv2d(&input, &weight, &bias, Convolution { stride: 1, padding: 1 }).unwrap();
+            let loss = output.mul(&direction.narrow(0, from, count).unwrap()).and_then(|product| product.sum_all()).unwrap();
+            let gradients = loss.backward().unwrap();
+            [output, gradients.get(&input).unwrap().clone(), gradients.get(&weight).unwrap().clone()].map(|tensor| values(&tensor))
+        };
+        let [whole, first, second] = [results(0, IMAGES), results(0, cut), results(cut, IMAGES - cut)];
+        for place in [0, 1] {
+            assert!(whole[place] == [&first[place][..], &second[place]].concat(), "{channels} channels, result {place}");
+        }
+        let sum = first[2].iter().zip(&second[2]).map(|(first, second)| first + second);
+        let largest = whole[2].iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
+        assert!(whole[2].iter().zip(sum).all(|(whole, sum)| (whole - sum).abs() <= 1e-11 * largest), "{channels} channels, the weight");
+    }
+}
+
 /// What other devices run instead.
 #[test]
 fn operations_agree_with_those_composed_of_candles() {
-    let wide = [[2, 9, 17, 8, 8, 3, 1, 1], [3, 16, 8, 7, 5, 3, 1, 1], [1, 8, 8, 6, 6, 3, 1, 0]];
+    let wide = [
+        [2, 9, 17, 8, 8, 3, 1, 1],
+        [3, 16, 8, 7, 5, 3, 1, 1],
+        [1, 8, 8, 6, 6, 3, 1, 0],
+        // With weights larger than the cache.
+        [6, 104, 112, 8, 8, 3, 1, 1],
+        [5, 165, 157, 6, 5, 3, 1, 1],
+    ];
     for shape @ [.., stride, padding] in convolution_shapes().into_iter().chain(wide) {
         let convolution = Convolution { stride, padding };
         assert_agree(

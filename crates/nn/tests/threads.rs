@@ -12,7 +12,7 @@ use dcu_nn::{Architecture, Family, Network, Part, Samples, evaluate};
 /// A convolutional network after an epoch of all parts and one of the final behind frozen ones, and its features.
 fn trained() -> (BTreeMap<String, Tensor>, Vec<f32>) {
     let streams = Streams::new(1, "test");
-    let architecture = Architecture { widths: vec![8, 16], hidden: 20, ..Architecture::of_paper(Family::Cnn, [3, 16, 16], 4) };
+    let architecture = Architecture { widths: vec![8, 160, 176], hidden: 20, ..Architecture::of_paper(Family::Cnn, [3, 16, 16], 4) };
     let mut network = Network::initialised(&architecture, &streams).unwrap();
     let mut stream = streams.stream("images");
     let images = (0..130 * 3 * 16 * 16).map(|_| stream.normal()).collect();

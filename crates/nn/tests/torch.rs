@@ -113,7 +113,7 @@ fn blocks() {
             check(&golden, &name, &["input", "weight", "bias", "scale", "shift"], |values| {
                 let [input, weight, parameters @ ..] = values else { panic!("five arguments") };
                 let parameters = parameters.try_into().expect("three vectors");
-                let (output, statistics) = ops::conv_block(&ops::channels_last(input)?, weight, parameters, block, normalisation)?;
+                let (output, statistics) = ops::conv_block(&ops::channels_last(input)?, *weight, parameters, block, normalisation)?;
                 if let (Some(statistics), DType::F64) = (statistics, output.dtype()) {
                     // The running averages after one step with the momentum of PyTorch.
                     let moved = |old: &[f64], new: &[f64]| old.iter().zip(new).map(|(old, new)| 0.9 * old + 0.1 * new).collect::<Vec<_>>();
@@ -222,7 +222,7 @@ fn trains_as_in_pytorch(golden: &Golden, name: &str, architecture: &Architecture
         let images = golden["images"].index_select(&Tensor::new(rows, &Device::Cpu).unwrap(), 0).unwrap();
         let logits = network.forward(&images, &Part::ALL, network::all(Mode::TRAIN), trainable, &mut dropout).unwrap();
         let loss = ops::cross_entropy(&logits, &batch_labels).unwrap();
-        optimiser.step(&network.parameters(trainable), &loss.backward().unwrap(), 1e-3).unwrap();
+        optimiser.step(&network.parameters(trainable), &network.backward(&loss).unwrap(), 1e-3).unwrap();
         losses.push(f64::from(loss.to_scalar::<f32>().unwrap()));
     }
     let expected = flat(&golden[&format!("{name}.losses")]);

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::convolution::{Convolution, Geometry, Kernel, Purpose, Wanted, add_to_rows};
 use super::norm::{Affine, Statistics};
+use super::weight::{Target, Weight};
 use super::{composed, dtype_of, for_real, stored, values, with_values};
 use crate::matrix::{Real, vectorised};
 
@@ -44,25 +45,28 @@ pub enum Normalisation<'a> {
 ///
 /// # Errors
 /// When the shapes do not fit or a tensor is neither f32 nor f64.
-pub fn conv_block(
+pub fn conv_block<'a>(
     input: &Tensor,
-    weight: &Tensor,
+    weight: impl Into<Weight<'a>>,
     [bias, scale, shift]: [&Tensor; 3],
     block: Block,
     normalisation: Normalisation<'_>,
 ) -> Result<(Tensor, Option<Statistics>)> {
-    let (input_shape, weight_shape) = (input.dims4()?, weight.dims4()?);
+    let weight = weight.into();
+    let (input_shape, weight_shape) = (input.dims4()?, weight.tensor().dims4()?);
     let statistics = match normalisation {
         Normalisation::Batch => [weight_shape.0; 2],
         Normalisation::Fixed { mean, variance } => [mean.len(), variance.len()],
     };
     let tail = Tail::new(input_shape, weight_shape, [bias, scale, shift], statistics, block)?;
     if !input.device().is_cpu() {
-        return composed::conv_block(input, weight, [bias, scale, shift], block, normalisation);
+        return composed::conv_block(input, weight.tensor(), [bias, scale, shift], block, normalisation);
     }
     let statistics = Arc::new(Mutex::new(None));
+    let (weight, target) = weight.argument()?;
     let operation = Operation {
         tail,
+        target,
         fixed: match normalisation {
             Normalisation::Batch => None,
             Normalisation::Fixed { mean, variance } => Some(Statistics {
@@ -75,13 +79,14 @@ pub fn conv_block(
         statistics: statistics.clone(),
     };
     let parameters = Tensor::cat(&[bias, scale, shift], 0)?;
-    let output = input.contiguous()?.apply_op3(&weight.contiguous()?, &parameters, operation)?;
+    let output = input.contiguous()?.apply_op3(&weight, &parameters, operation)?;
     let statistics = statistics.lock().expect("no thread panicked").take();
     Ok((output, statistics))
 }
 
 struct Operation {
     tail: Tail,
+    target: Target,
     /// The statistics to normalise by, unless they are the batch's.
     fixed: Option<Statistics>,
     /// The convolution's result and the statistics that it was normalised by, for the backward pass.
@@ -413,7 +418,7 @@ impl CustomOp3 for Operation {
         let Some((convolved, statistics)) = &*kept else { bail!("nothing was kept for the backward pass") };
         let (tail, geometry, device) = (self.tail, self.tail.geometry, input.device());
         let (of_image, of_output) = (geometry.output_image(), tail.output_image());
-        let wanted = Wanted { input: input.track_op(), weight: weight.track_op() };
+        let wanted = Wanted { input: input.track_op(), weight: self.target.wants_gradient(weight) };
         for_real!(input.dtype(), T => with_values::<T, _>(&[input, weight, parameters, gradient], |arguments| {
             let (input_values, gradient) = (arguments[0], arguments[3]);
             let kernel = Kernel::new(geometry, arguments[1], wanted.purpose());
@@ -429,7 +434,7 @@ impl CustomOp3 for Operation {
                 vec![(0.0, 0.0); geometry.outputs]
             };
             let slopes = slopes(statistics, scale, &sums, own_statistics);
-            let (input_gradient, weight_gradient) = kernel.backward(input_values, wanted, #[inline(always)] |images, into| {
+            let gradients = kernel.backward(input_values, wanted, #[inline(always)] |images, into| {
                 let convolved = &convolved[images.start * of_image..images.end * of_image];
                 let gradient = &gradient[images.start * of_output..images.end * of_output];
                 tail.convolved_gradient(convolved, gradient, &affine, &slopes, into);
@@ -439,7 +444,7 @@ impl CustomOp3 for Operation {
                 let scale = sums.iter().zip(statistics.inverse_deviations()).map(|(sum, inverse)| T::from_f64(sum.1 * inverse));
                 bias.chain(scale).chain(sums.iter().map(|sum| T::from_f64(sum.0))).collect::<Vec<T>>()
             });
-            Ok((tensor(input_gradient, input)?, tensor(weight_gradient, weight)?, tensor(parameter_gradient, parameters)?))
+            Ok((tensor(gradients.input, input)?, self.target.hand_over(tensor(gradients.weight, weight)?)?, tensor(parameter_gradient, parameters)?))
         }))
     }
 }

@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::weight::{Target, Weight};
 use super::{composed, dtype_of, for_real, stored, values, with_values};
 use crate::matrix::{Matrix, Real, product};
 
@@ -10,18 +11,22 @@ use crate::matrix::{Matrix, Real, product};
 ///
 /// # Errors
 /// When the shapes do not fit or a tensor is neither f32 nor f64.
-pub fn linear(input: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    let ((_, inputs), (outputs, columns), biases) = (input.dims2()?, weight.dims2()?, bias.dims1()?);
+pub fn linear<'a>(input: &Tensor, weight: impl Into<Weight<'a>>, bias: &Tensor) -> Result<Tensor> {
+    let weight = weight.into();
+    let ((_, inputs), (outputs, columns), biases) = (input.dims2()?, weight.tensor().dims2()?, bias.dims1()?);
     if inputs != columns || outputs != biases {
         bail!("a linear layer of {columns} to {outputs} with {biases} biases does not take {inputs} inputs");
     }
     if !input.device().is_cpu() {
-        return composed::linear(input, weight, bias);
+        return composed::linear(input, weight.tensor(), bias);
     }
-    input.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear)
+    let (weight, target) = weight.argument()?;
+    input.contiguous()?.apply_op3(&weight, &bias.contiguous()?, Linear { target })
 }
 
-struct Linear;
+struct Linear {
+    target: Target,
+}
 
 impl CustomOp3 for Linear {
     fn name(&self) -> &'static str {
@@ -59,11 +64,11 @@ impl CustomOp3 for Linear {
         for_real!(input.dtype(), T => with_values::<T, _>(&[input, weight, gradient], |arguments| {
             let output_gradient = Matrix::new(arguments[2], rows, outputs);
             let input_gradient = input.track_op().then(|| product(output_gradient, Matrix::new(arguments[1], outputs, inputs)));
-            let weight_gradient = weight.track_op().then(|| product(output_gradient.transposed(), Matrix::new(arguments[0], rows, inputs)));
+            let weight_gradient = self.target.wants_gradient(weight).then(|| product(output_gradient.transposed(), Matrix::new(arguments[0], rows, inputs)));
             let bias_gradient = bias.track_op().then(|| column_sums(arguments[2], outputs));
             Ok((
                 input_gradient.map(|values| Tensor::from_vec(values, (rows, inputs), device)).transpose()?,
-                weight_gradient.map(|values| Tensor::from_vec(values, (outputs, inputs), device)).transpose()?,
+                self.target.hand_over(weight_gradient.map(|values| Tensor::from_vec(values, (outputs, inputs), device)).transpose()?)?,
                 bias_gradient.map(|values| Tensor::from_vec(values, outputs, device)).transpose()?,
             ))
         }))

@@ -17,6 +17,7 @@ mod linear;
 mod loss;
 mod norm;
 mod pool;
+mod weight;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
@@ -31,6 +32,7 @@ pub use linear::linear;
 pub use loss::{cross_entropy, cross_entropy_per_sample};
 pub use norm::{BATCH_NORM_EPSILON, Statistics, layer_norm};
 pub use pool::{Pooling, avg_pool2d, max_pool2d};
+pub use weight::{Deposit, Weight};
 
 use crate::matrix::Real;
 

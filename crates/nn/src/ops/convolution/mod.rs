@@ -8,6 +8,7 @@ mod unfold;
 mod winograd;
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -81,14 +82,14 @@ impl CustomOp3 for Conv2d {
         for_real!(input.dtype(), T => with_values::<T, _>(&[input, weight, gradient], |arguments| {
             let wanted = Wanted { input: input.track_op(), weight: weight.track_op() };
             let kernel = Kernel::new(self.geometry, arguments[1], wanted.purpose());
-            let (input_gradient, weight_gradient) = kernel.backward(arguments[0], wanted, #[inline(always)] |images, into| {
+            let gradients = kernel.backward(arguments[0], wanted, #[inline(always)] |images, into| {
                 let size = self.geometry.output_image();
                 into.copy_from_slice(&arguments[2][images.start * size..images.end * size]);
             });
             let bias_gradient = bias.track_op().then(|| super::linear::column_sums(arguments[2], self.geometry.outputs));
             Ok((
-                input_gradient.map(|values| Tensor::from_vec(values, input.shape(), device)).transpose()?,
-                weight_gradient.map(|values| Tensor::from_vec(values, weight.shape(), device)).transpose()?,
+                gradients.input.map(|values| Tensor::from_vec(values, input.shape(), device)).transpose()?,
+                gradients.weight.map(|values| Tensor::from_vec(values, weight.shape(), device)).transpose()?,
                 bias_gradient.map(|values| Tensor::from_vec(values, bias.shape(), device)).transpose()?,
             ))
         }))
@@ -114,6 +115,12 @@ impl Wanted {
     }
 }
 
+/// Gradients of input and weight, where they are wanted.
+pub(super) struct Gradients<G> {
+    pub(super) input: Option<G>,
+    pub(super) weight: Option<G>,
+}
+
 /// What a weight is laid out for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
@@ -123,23 +130,44 @@ pub(super) enum Purpose {
     WeightGradient,
 }
 
+/// A way to convolve a group of images on one thread.
+trait Way<T>: Send + Sync {
+    /// Images of a group where one thread does all of them.
+    fn images_in_cache(&self) -> usize;
+    /// Images of a group where all threads take their share.
+    fn images_per_group(&self) -> usize;
+    /// Values of the sum that weight gradients are added to.
+    fn weight_gradient_size(&self) -> usize;
+    fn forward(&self, input: &[T], output: &mut [T], scratch: &mut Scratch<T>);
+    /// Writes the gradient of the input, adds to that of the weight. Without the latter, `input` is not read.
+    fn backward(&self, input: &[T], gradient: &[T], gradients: Gradients<&mut [T]>, scratch: &mut Scratch<T>);
+    /// The sum of all groups' weight gradients as [O, C, K, K'].
+    fn finish_weight_gradient(&self, sum: &[T]) -> Vec<T>;
+    /// The same for all images at once, if that is better.
+    fn by_value(&self) -> Option<&dyn ByValue<T>> {
+        None
+    }
+}
+
+/// A way to convolve all images on all threads.
+trait ByValue<T> {
+    /// `finish(group, result)` is called for each group of the result.
+    fn forward(&self, input: &[T], output: &mut [T], finish: &(dyn Fn(usize, &mut [T]) + Sync));
+    /// `gradient(images, into)` writes the gradient of the result for some images.
+    fn backward(&self, input: &[T], wanted: Wanted, gradient: &(dyn Fn(Range<usize>, &mut [T]) + Sync)) -> Gradients<Vec<T>>;
+}
+
 /// A convolution with its weight, laid out for the way that suits its shape.
 pub(super) struct Kernel<T> {
     geometry: Geometry,
-    way: Way<T>,
-}
-
-enum Way<T> {
-    Unfold(Unfold<T>),
-    Winograd4(Winograd<T, 4>),
-    Winograd6(Winograd<T, 6>),
+    way: Box<dyn Way<T>>,
 }
 
 /// Buffers that serve one group of images after the other, of whichever convolution.
 #[derive(Default)]
 pub(super) struct Scratch<T> {
-    unfold: unfold::Scratch<T>,
-    winograd: winograd::Scratch<T>,
+    unfold: unfold::Buffers<T>,
+    winograd: winograd::Buffers<T>,
     /// A group's result or its gradient.
     output: Vec<T>,
 }
@@ -155,46 +183,41 @@ pub(super) fn sized<T: Real>(buffer: &mut Vec<T>, size: usize) -> &mut [T] {
 impl<T: Real> Kernel<T> {
     pub(super) fn new(geometry: Geometry, weight: &[T], purpose: Purpose) -> Self {
         let few_products = geometry.channels < 8 || geometry.outputs < 8;
-        let way = if few_products || !Winograd::<T, 4>::fits(&geometry) {
-            Way::Unfold(Unfold::new(geometry, weight, purpose))
+        let way: Box<dyn Way<T>> = if few_products || !Winograd::<T, 4>::fits(&geometry) {
+            Box::new(Unfold::new(geometry, weight, purpose))
         } else if geometry.rows.is_multiple_of(4) && geometry.columns.is_multiple_of(4) {
-            Way::Winograd6(Winograd::new(geometry, weight, purpose))
+            Box::new(Winograd::<T, 6>::new(geometry, weight, purpose))
         } else {
-            Way::Winograd4(Winograd::new(geometry, weight, purpose))
+            Box::new(Winograd::<T, 4>::new(geometry, weight, purpose))
         };
         Self { geometry, way }
     }
 
-    fn images_per_group(&self) -> usize {
-        match &self.way {
-            Way::Unfold(_) => Unfold::<T>::images_per_group(&self.geometry),
-            Way::Winograd4(_) => Winograd::<T, 4>::images_per_group(&self.geometry),
-            Way::Winograd6(_) => Winograd::<T, 6>::images_per_group(&self.geometry),
-        }
-    }
-
-    fn weight_gradient_size(&self) -> usize {
-        match &self.way {
-            Way::Unfold(_) => Unfold::<T>::weight_gradient_size(&self.geometry),
-            Way::Winograd4(_) => Winograd::<T, 4>::weight_gradient_size(&self.geometry),
-            Way::Winograd6(_) => Winograd::<T, 6>::weight_gradient_size(&self.geometry),
-        }
-    }
-
     fn groups(&self) -> usize {
-        self.geometry.count.div_ceil(self.images_per_group())
+        self.geometry.count.div_ceil(self.way.images_per_group())
     }
 
     /// Computes the result for all images; `finish` completes each group of it. Returns what `finish` gave, in order.
-    pub(super) fn forward<R: Send>(&self, input: &[T], output: &mut [T], finish: impl Fn(&mut [T]) -> R + Sync) -> Vec<R> {
-        let group = self.images_per_group();
-        let groups = output.chunks_mut(group * self.geometry.output_image()).zip(input.chunks(group * self.geometry.image()));
-        map_with(groups, |scratch, (output, input)| {
-            self.forward_group(input, output, scratch);
+    pub(super) fn forward<R: Send + Sync>(&self, input: &[T], output: &mut [T], finish: impl Fn(&mut [T]) -> R + Sync) -> Vec<R> {
+        let finish = |output: &mut [T]| {
             vectorised(
                 #[inline(always)]
                 || finish(output),
             )
+        };
+        if let Some(way) = self.way.by_value() {
+            let results: Vec<OnceLock<R>> = (0..self.groups()).map(|_| OnceLock::new()).collect();
+            way.forward(input, output, &|group, output| {
+                let is_first = results[group].set(finish(output)).is_ok();
+                debug_assert!(is_first, "each group is finished once");
+            });
+            return results.into_iter().map(|result| result.into_inner().expect("each group is finished")).collect();
+        }
+        let group = self.way.images_per_group();
+        let groups = output.chunks_mut(group * self.geometry.output_image()).zip(input.chunks(group * self.geometry.image()));
+        map_with(groups, |scratch, (output, input)| {
+            self.way.forward(input, output, scratch);
+            finish(output)
         })
     }
 
@@ -204,7 +227,7 @@ impl<T: Real> Kernel<T> {
         for images in self.groups_in_cache(images) {
             let mut output = std::mem::take(&mut scratch.output);
             let result = sized(&mut output, images.len() * self.geometry.output_image());
-            self.forward_group(&input[images.start * self.geometry.image()..images.end * self.geometry.image()], result, scratch);
+            self.way.forward(&input[images.start * self.geometry.image()..images.end * self.geometry.image()], result, scratch);
             vectorised(
                 #[inline(always)]
                 || finish(images, result),
@@ -223,40 +246,33 @@ impl<T: Real> Kernel<T> {
                 #[inline(always)]
                 || gradient(images.clone(), result),
             );
-            self.backward_group(&[], result, Some(&mut input_gradient[images.start * image..images.end * image]), None, scratch);
+            let input = Some(&mut input_gradient[images.start * image..images.end * image]);
+            self.way.backward(&[], result, Gradients { input, weight: None }, scratch);
             scratch.output = output;
         }
     }
 
     fn groups_in_cache(&self, images: usize) -> impl Iterator<Item = Range<usize>> + use<T> {
-        let group = match &self.way {
-            Way::Unfold(_) => Unfold::<T>::images_in_cache(&self.geometry),
-            Way::Winograd4(_) => Winograd::<T, 4>::images_in_cache(&self.geometry),
-            Way::Winograd6(_) => Winograd::<T, 6>::images_in_cache(&self.geometry),
-        };
+        let group = self.way.images_in_cache();
         (0..images).step_by(group).map(move |start| start..(start + group).min(images))
     }
 
-    fn forward_group(&self, input: &[T], output: &mut [T], scratch: &mut Scratch<T>) {
-        match &self.way {
-            Way::Unfold(way) => way.forward(input, output, &mut scratch.unfold),
-            Way::Winograd4(way) => way.forward(input, output, &mut scratch.winograd),
-            Way::Winograd6(way) => way.forward(input, output, &mut scratch.winograd),
-        }
-    }
-
     /// The gradients of input and weight. `gradient(images, into)` writes the gradient of the result for some images.
-    pub(super) fn backward(
-        &self,
-        input: &[T],
-        wanted: Wanted,
-        gradient: impl Fn(Range<usize>, &mut [T]) + Sync,
-    ) -> (Option<Vec<T>>, Option<Vec<T>>) {
-        let (group, image) = (self.images_per_group(), self.geometry.image());
+    pub(super) fn backward(&self, input: &[T], wanted: Wanted, gradient: impl Fn(Range<usize>, &mut [T]) + Sync) -> Gradients<Vec<T>> {
         if !wanted.input && !wanted.weight {
-            return (None, None);
+            return Gradients { input: None, weight: None };
         }
-        let shares = if wanted.weight { (SHARED_VALUES / self.weight_gradient_size()).clamp(2, SHARES) } else { usize::MAX };
+        let gradient = |images: Range<usize>, into: &mut [T]| {
+            vectorised(
+                #[inline(always)]
+                || gradient(images, into),
+            );
+        };
+        if let Some(way) = self.way.by_value() {
+            return way.backward(input, wanted, &gradient);
+        }
+        let (group, image) = (self.way.images_per_group(), self.geometry.image());
+        let shares = if wanted.weight { (SHARED_VALUES / self.way.weight_gradient_size()).clamp(2, SHARES) } else { usize::MAX };
         let images_per_share = self.groups().div_ceil(shares).max(1) * group;
         let mut input_gradient = if wanted.input { vec![T::default(); input.len()] } else { Vec::new() };
         let starts: Vec<usize> = (0..self.geometry.count).step_by(images_per_share).collect();
@@ -264,53 +280,29 @@ impl<T: Real> Kernel<T> {
         let mut parts: Vec<&mut [T]> = input_gradient.chunks_mut(images_per_share * image).collect();
         parts.resize_with(starts.len(), Default::default);
         let sums: Vec<Vec<T>> = map_with(parts.into_iter().zip(starts), |scratch: &mut Scratch<T>, (part, start)| {
-            let mut sum = vec![T::default(); if wanted.weight { self.weight_gradient_size() } else { 0 }];
+            let mut sum = vec![T::default(); if wanted.weight { self.way.weight_gradient_size() } else { 0 }];
             let end = (start + images_per_share).min(self.geometry.count);
             let mut parts = part.chunks_mut(group * image);
             for first in (start..end).step_by(group) {
                 let images = first..(first + group).min(end);
                 let mut output = std::mem::take(&mut scratch.output);
                 let result = sized(&mut output, images.len() * self.geometry.output_image());
-                vectorised(
-                    #[inline(always)]
-                    || gradient(images.clone(), result),
-                );
-                let input = &input[images.start * image..images.end * image];
-                self.backward_group(input, result, parts.next(), wanted.weight.then_some(&mut sum), scratch);
+                gradient(images.clone(), result);
+                let gradients = Gradients { input: parts.next(), weight: wanted.weight.then_some(sum.as_mut_slice()) };
+                self.way.backward(&input[images.start * image..images.end * image], result, gradients, scratch);
                 scratch.output = output;
             }
             sum
         });
-        let weight_gradient = wanted.weight.then(|| self.finish_weight_gradient(sums));
-        (wanted.input.then_some(input_gradient), weight_gradient)
+        Gradients { input: wanted.input.then_some(input_gradient), weight: wanted.weight.then(|| self.weight_gradient(sums)) }
     }
 
-    fn backward_group(
-        &self,
-        input: &[T],
-        gradient: &[T],
-        input_gradient: Option<&mut [T]>,
-        weight_gradient: Option<&mut Vec<T>>,
-        scratch: &mut Scratch<T>,
-    ) {
-        let weight_gradient = weight_gradient.map(Vec::as_mut_slice);
-        match &self.way {
-            Way::Unfold(way) => way.backward(input, gradient, input_gradient, weight_gradient, &mut scratch.unfold),
-            Way::Winograd4(way) => way.backward(input, gradient, input_gradient, weight_gradient, &mut scratch.winograd),
-            Way::Winograd6(way) => way.backward(input, gradient, input_gradient, weight_gradient, &mut scratch.winograd),
-        }
-    }
-
-    fn finish_weight_gradient(&self, sums: Vec<Vec<T>>) -> Vec<T> {
+    /// The sums of the shares together.
+    fn weight_gradient(&self, sums: Vec<Vec<T>>) -> Vec<T> {
         let sum = sums.into_iter().reduce(|mut total, sum| {
             total.par_iter_mut().zip(&sum).with_min_len(1 << 14).for_each(|(total, value)| *total += *value);
             total
         });
-        let sum = sum.unwrap_or_else(|| vec![T::default(); self.weight_gradient_size()]);
-        match &self.way {
-            Way::Unfold(way) => way.finish_weight_gradient(&sum),
-            Way::Winograd4(way) => way.finish_weight_gradient(&sum),
-            Way::Winograd6(way) => way.finish_weight_gradient(&sum),
-        }
+        self.way.finish_weight_gradient(&sum.unwrap_or_else(|| vec![T::default(); self.way.weight_gradient_size()]))
     }
 }

@@ -2,7 +2,7 @@
 //! the gradient of the windows `gradient · weightᵀ`, and that of the weight `windowsᵀ · gradient`.
 
 use super::geometry::{Convolution, Geometry};
-use super::{Purpose, sized};
+use super::{Gradients, Purpose, Scratch, Way, sized};
 use crate::matrix::{Matrix, Panels, Real, multiply};
 
 /// Window positions of one group at least.
@@ -16,7 +16,7 @@ pub(super) struct Unfold<T> {
 
 /// Buffers that serve one group after the other.
 #[derive(Default)]
-pub(super) struct Scratch<T> {
+pub(super) struct Buffers<T> {
     windows: Vec<T>,
     window_gradient: Vec<T>,
     panels: Vec<T>,
@@ -32,65 +32,6 @@ impl<T: Real> Unfold<T> {
             Panels::lay_out(if purpose == Purpose::Forward { weight.transposed() } else { weight }, &mut panels);
         }
         Self { geometry, weight: panels }
-    }
-
-    /// Images of a group where all of it is done by one thread.
-    pub(super) fn images_in_cache(geometry: &Geometry) -> usize {
-        POSITIONS.div_ceil(geometry.positions())
-    }
-
-    pub(super) fn images_per_group(geometry: &Geometry) -> usize {
-        Self::images_in_cache(geometry).clamp(1, geometry.count.max(1))
-    }
-
-    pub(super) fn weight_gradient_size(geometry: &Geometry) -> usize {
-        geometry.taps() * geometry.outputs
-    }
-
-    pub(super) fn forward(&self, input: &[T], output: &mut [T], scratch: &mut Scratch<T>) {
-        let (taps, outputs) = (self.geometry.taps(), self.geometry.outputs);
-        let windows = self.windows(input, &mut scratch.windows);
-        multiply(Matrix::new(windows, output.len() / outputs, taps), Panels::new(&self.weight, taps, outputs), output, false);
-    }
-
-    pub(super) fn backward(
-        &self,
-        input: &[T],
-        gradient: &[T],
-        input_gradient: Option<&mut [T]>,
-        weight_gradient: Option<&mut [T]>,
-        scratch: &mut Scratch<T>,
-    ) {
-        let (taps, outputs) = (self.geometry.taps(), self.geometry.outputs);
-        let rows = gradient.len() / outputs;
-        let gradient = Matrix::new(gradient, rows, outputs);
-        if let Some(input_gradient) = input_gradient {
-            let weight = Panels::new(&self.weight, outputs, taps);
-            if self.is_pointwise() {
-                multiply(gradient, weight, input_gradient, false);
-            } else {
-                let window_gradient = sized(&mut scratch.window_gradient, rows * taps);
-                multiply(gradient, weight, window_gradient, false);
-                self.fold(window_gradient, input_gradient);
-            }
-        }
-        if let Some(weight_gradient) = weight_gradient {
-            let windows = self.windows(input, &mut scratch.windows);
-            let gradient = Panels::lay_out(gradient, &mut scratch.panels);
-            multiply(Matrix::new(windows, rows, taps).transposed(), gradient, weight_gradient, true);
-        }
-    }
-
-    /// The sum of all groups' weight gradients [taps, outputs] as [O, C, K, K'].
-    pub(super) fn finish_weight_gradient(&self, sum: &[T]) -> Vec<T> {
-        let Geometry { channels, outputs, kernel_height, kernel_width, .. } = self.geometry;
-        let kernel = kernel_height * kernel_width;
-        let mut result = vec![T::default(); sum.len()];
-        for (row, values) in sum.chunks_exact(outputs).enumerate() {
-            let (tap, channel) = (row / channels, row % channels);
-            result[channel * kernel + tap..].iter_mut().step_by(channels * kernel).zip(values).for_each(|(target, value)| *target = *value);
-        }
-        result
     }
 
     fn is_pointwise(&self) -> bool {
@@ -150,6 +91,59 @@ impl<T: Real> Unfold<T> {
         self.walk(input.len() / self.geometry.image(), |window, pixel, length| {
             input[pixel..pixel + length].iter_mut().zip(&windows[window..window + length]).for_each(|(pixel, &value)| *pixel += value);
         });
+    }
+}
+
+impl<T: Real> Way<T> for Unfold<T> {
+    fn images_in_cache(&self) -> usize {
+        POSITIONS.div_ceil(self.geometry.positions())
+    }
+
+    fn images_per_group(&self) -> usize {
+        self.images_in_cache().clamp(1, self.geometry.count.max(1))
+    }
+
+    fn weight_gradient_size(&self) -> usize {
+        self.geometry.taps() * self.geometry.outputs
+    }
+
+    fn forward(&self, input: &[T], output: &mut [T], Scratch { unfold: scratch, .. }: &mut Scratch<T>) {
+        let (taps, outputs) = (self.geometry.taps(), self.geometry.outputs);
+        let windows = self.windows(input, &mut scratch.windows);
+        multiply(Matrix::new(windows, output.len() / outputs, taps), Panels::new(&self.weight, taps, outputs), output, false);
+    }
+
+    fn backward(&self, input: &[T], gradient: &[T], gradients: Gradients<&mut [T]>, Scratch { unfold: scratch, .. }: &mut Scratch<T>) {
+        let (taps, outputs) = (self.geometry.taps(), self.geometry.outputs);
+        let rows = gradient.len() / outputs;
+        let gradient = Matrix::new(gradient, rows, outputs);
+        if let Some(input_gradient) = gradients.input {
+            let weight = Panels::new(&self.weight, outputs, taps);
+            if self.is_pointwise() {
+                multiply(gradient, weight, input_gradient, false);
+            } else {
+                let window_gradient = sized(&mut scratch.window_gradient, rows * taps);
+                multiply(gradient, weight, window_gradient, false);
+                self.fold(window_gradient, input_gradient);
+            }
+        }
+        if let Some(weight_gradient) = gradients.weight {
+            let windows = self.windows(input, &mut scratch.windows);
+            let gradient = Panels::lay_out(gradient, &mut scratch.panels);
+            multiply(Matrix::new(windows, rows, taps).transposed(), gradient, weight_gradient, true);
+        }
+    }
+
+    /// From [taps, outputs] to [O, C, K, K'].
+    fn finish_weight_gradient(&self, sum: &[T]) -> Vec<T> {
+        let Geometry { channels, outputs, kernel_height, kernel_width, .. } = self.geometry;
+        let kernel = kernel_height * kernel_width;
+        let mut result = vec![T::default(); sum.len()];
+        for (row, values) in sum.chunks_exact(outputs).enumerate() {
+            let (tap, channel) = (row / channels, row % channels);
+            result[channel * kernel + tap..].iter_mut().step_by(channels * kernel).zip(values).for_each(|(target, value)| *target = *value);
+        }
+        result
     }
 }
 
