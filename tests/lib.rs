@@ -30,10 +30,14 @@ stages:
   report:    { uses: report/table, in: { metrics: [evaluate] }, gather: seeds }
 ";
 
-/// The folder of the workspace.
+/// The folder of the workspace, as cargo says at run time: two checkouts may share a build folder.
 #[must_use]
 pub fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests lie in the workspace")
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs the tests");
+        Path::new(&package).parent().expect("the tests lie in the workspace").to_owned()
+    })
 }
 
 /// The folder of the built programs. Builds them on the first call, as `cargo xtask` does.

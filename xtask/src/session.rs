@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::Context as _;
 use dcu_artifact::{Digest, digest_json};
@@ -36,9 +37,14 @@ pub(crate) enum State {
 /// What is known of each instance of a plan.
 pub(crate) type Known = Vec<Option<Stored>>;
 
-/// The folder of the workspace that this program was built from.
+/// The folder of the workspace: that which cargo runs this program for, else that which it was built from. They differ where two checkouts share
+/// a build folder.
 pub(crate) fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        Path::new(&package).parent().expect("xtask lies in the workspace").to_owned()
+    })
 }
 
 /// The store that is used unless `--store` names another.
