@@ -144,7 +144,7 @@ impl<'a, T> Matrix<'a, T> {
         T: Real,
     {
         let mut values = vec![T::default(); self.rows * self.columns];
-        values.par_chunks_mut(PANEL * self.columns.max(1)).enumerate().for_each(|(block, values)| {
+        values.par_chunks_mut(PANEL * self.columns).enumerate().for_each(|(block, values)| {
             for from in (0..self.columns).step_by(PANEL) {
                 let columns = PANEL.min(self.columns - from);
                 for (row, values) in values.chunks_exact_mut(self.columns).enumerate() {
@@ -183,6 +183,7 @@ impl<'a, T: Real> Panels<'a, T> {
 
     /// Panels that lie in `values` already, one after another.
     pub(crate) fn new(values: &'a [T], inner: usize, columns: usize) -> Self {
+        assert_eq!(values.len(), Self::size(inner, columns), "panels of {inner} x {columns}");
         Self::apart(values, inner, columns, inner * PANEL)
     }
 
@@ -242,6 +243,9 @@ pub(crate) fn multiply<T: Real>(left: Matrix<'_, T>, right: Panels<'_, T>, resul
 #[must_use]
 pub fn product<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, T>) -> Vec<T> {
     assert_eq!(left.columns, right.rows, "inner dimensions");
+    if left.columns == 0 {
+        return vec![T::default(); left.rows * right.columns];
+    }
     let by_row;
     let left = if left.column_stride == 1 {
         left
@@ -249,9 +253,6 @@ pub fn product<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, T>) -> Vec<T> {
         by_row = left.by_row();
         Matrix::new(&by_row, left.rows, left.columns)
     };
-    if left.columns == 0 {
-        return vec![T::default(); left.rows * right.columns];
-    }
     let mut result: Vec<T> = Vec::with_capacity(left.rows * right.columns);
     let mut values = vec![T::default(); Panels::<T>::size(right.rows, right.columns)];
     values

@@ -285,13 +285,13 @@ impl Network {
                 Layer::Block { convolution, normalisation, .. } => {
                     let (weight, parameters) = self.block_parameters(convolution, normalisation, is_trainable);
                     let averages = self.averages.get_mut(normalisation).expect("built with every layer");
-                    let weight = if is_trainable { Weight::depositing(&weight, &self.deposits[convolution]) } else { (&weight).into() };
+                    let weight = Weight::new(&weight, is_trainable.then(|| &self.deposits[convolution]));
                     averages.block(&value, weight, parameters.each_ref(), mode)?
                 }
                 Layer::Flatten => value.flatten_from(1)?,
                 Layer::Linear { name, .. } => {
                     let [weight, bias] = ["weight", "bias"].map(|kind| self.parameter(name, kind, is_trainable));
-                    let weight = if is_trainable { Weight::depositing(&weight, &self.deposits[name]) } else { (&weight).into() };
+                    let weight = Weight::new(&weight, is_trainable.then(|| &self.deposits[name]));
                     ops::linear(&value, weight, &bias)?
                 }
                 Layer::Relu => ops::relu(&value)?,

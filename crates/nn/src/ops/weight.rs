@@ -36,15 +36,15 @@ pub struct Weight<'a> {
 
 impl<'a> From<&'a Tensor> for Weight<'a> {
     fn from(tensor: &'a Tensor) -> Self {
-        Self { tensor, deposit: None }
+        Self::new(tensor, None)
     }
 }
 
 impl<'a> Weight<'a> {
-    /// A weight whose gradient is left in `deposit`, on the CPU; on other devices candle collects it all the same.
+    /// A weight whose gradient is left in `deposit`, if there is one, on the CPU; on other devices candle collects it all the same.
     #[must_use]
-    pub fn depositing(tensor: &'a Tensor, deposit: &'a Deposit) -> Self {
-        Self { tensor, deposit: Some(deposit) }
+    pub fn new(tensor: &'a Tensor, deposit: Option<&'a Deposit>) -> Self {
+        Self { tensor, deposit }
     }
 
     pub(super) fn tensor(&self) -> &'a Tensor {
