@@ -202,12 +202,12 @@ impl Tail {
                 let (top, bottom) = result[self.corner(window)..].split_at_mut(columns * outputs);
                 let (of_a, of_b) = top[..2 * outputs].split_at_mut(outputs);
                 let (of_c, of_d) = bottom[..2 * outputs].split_at_mut(outputs);
-                for channel in 0..outputs {
-                    let (choice, passed) = (choices[channel], gradient[channel] * affine[channel].factor);
-                    of_a[channel] = if choice == 1 { passed } else { T::default() };
-                    of_b[channel] = if choice == 2 { passed } else { T::default() };
-                    of_c[channel] = if choice == 3 { passed } else { T::default() };
-                    of_d[channel] = if choice == 4 { passed } else { T::default() };
+                for (place, result) in [of_a, of_b, of_c, of_d].into_iter().enumerate() {
+                    let chosen = place as u8 + 1;
+                    for channel in 0..outputs {
+                        let passed = gradient[channel] * affine[channel].factor;
+                        result[channel] = if choices[channel] == chosen { passed } else { T::default() };
+                    }
                 }
             } else {
                 let result = &mut result[window * outputs..][..outputs];
