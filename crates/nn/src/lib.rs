@@ -15,6 +15,7 @@ mod parallel;
 pub mod rng;
 pub mod samples;
 pub mod train;
+mod vector;
 
 pub use architecture::{Architecture, Family, Part};
 pub use candle_core::{Device, Error, Result, Tensor, Var};

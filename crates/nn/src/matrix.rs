@@ -4,9 +4,11 @@
 //! columns are. So a sample's output depends neither on the batch it is in nor on the number of threads. It is also a little faster
 //! on the small products of convolutions, since a right side that serves many products is laid out once.
 
-use candle_core::WithDType;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+
+pub use crate::vector::Real;
+use crate::vector::{Lanes, vectorised};
 
 /// Columns that are computed together: the width of a panel.
 const PANEL: usize = 16;
@@ -18,98 +20,6 @@ const DEPTH: usize = 256;
 const ROWS_PER_TASK: usize = 16 * ROWS;
 /// Panels of a product that are one task.
 const PANELS_PER_TASK: usize = 4;
-
-/// A number that matrix products and operations are written for: `f32`, and `f64` where a reference needs it.
-pub trait Real:
-    WithDType
-    + Default
-    + std::iter::Sum
-    + std::ops::AddAssign
-    + std::ops::SubAssign
-    + std::ops::MulAssign
-    + std::ops::DivAssign
-    + std::ops::Neg<Output = Self>
-{
-    /// One.
-    const ONE: Self;
-    /// The square root.
-    fn root(self) -> Self;
-    /// The natural logarithm.
-    fn log(self) -> Self;
-    /// e to this power.
-    fn exponential(self) -> Self;
-    /// `self · factor + term`, rounded once.
-    fn times_plus(self, factor: Self, term: Self) -> Self;
-    /// The sums of `HEIGHT` rows of a block, panel by panel width.
-    ///
-    /// # Safety
-    /// The block's rows and the panel are readable.
-    #[doc(hidden)]
-    unsafe fn sums<S: Simd, const HEIGHT: usize>(simd: S, block: &Block<Self>) -> [[Self; PANEL]; HEIGHT];
-}
-
-macro_rules! real {
-    ($($type:ty, $vector:ident, $splat:ident, $multiply_add:ident;)*) => { $(
-        impl Real for $type {
-            const ONE: Self = 1.0;
-            fn root(self) -> Self { self.sqrt() }
-            fn log(self) -> Self { self.ln() }
-            fn exponential(self) -> Self { self.exp() }
-            #[inline(always)]
-            fn times_plus(self, factor: Self, term: Self) -> Self { self.mul_add(factor, term) }
-
-            #[inline(always)]
-            unsafe fn sums<S: Simd, const HEIGHT: usize>(simd: S, block: &Block<Self>) -> [[Self; PANEL]; HEIGHT] {
-                // `WIDTH` vectors make a panel.
-                #[inline(always)]
-                unsafe fn sums<S: Simd, const HEIGHT: usize, const WIDTH: usize>(simd: S, block: &Block<$type>) -> [[$type; PANEL]; HEIGHT] {
-                    // SAFETY: of the caller; `WIDTH` vectors are `PANEL` values.
-                    unsafe {
-                        let mut sums = [[simd.$splat(0.0); WIDTH]; HEIGHT];
-                        let (mut panel, mut left) = (block.panel.cast::<S::$vector>(), block.left);
-                        for _ in 0..block.steps {
-                            let values: [S::$vector; WIDTH] = std::array::from_fn(
-                                #[inline(always)]
-                                |vector| panel.add(vector).read_unaligned(),
-                            );
-                            for row in 0..HEIGHT {
-                                let factor = simd.$splat(*left.add(row * block.row_stride));
-                                for vector in 0..WIDTH {
-                                    sums[row][vector] = simd.$multiply_add(factor, values[vector], sums[row][vector]);
-                                }
-                            }
-                            panel = panel.add(WIDTH);
-                            left = left.add(block.step);
-                        }
-                        std::mem::transmute_copy(&sums)
-                    }
-                }
-                // SAFETY: of the caller.
-                unsafe {
-                    match PANEL * size_of::<$type>() / size_of::<S::$vector>() {
-                        1 => sums::<S, HEIGHT, 1>(simd, block),
-                        2 => sums::<S, HEIGHT, 2>(simd, block),
-                        4 => sums::<S, HEIGHT, 4>(simd, block),
-                        8 => sums::<S, HEIGHT, 8>(simd, block),
-                        16 => sums::<S, HEIGHT, 16>(simd, block),
-                        _ => unreachable!("vectors of a power of two"),
-                    }
-                }
-            }
-        }
-    )* };
-}
-
-real! {
-    f32, f32s, splat_f32s, mul_add_f32s;
-    f64, f64s, splat_f64s, mul_add_f64s;
-}
-
-/// Runs `work`, compiled for the vector instructions that this processor has.
-#[inline]
-pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(work)
-}
 
 /// A row-major matrix, or the transpose of one, on borrowed values.
 #[derive(Clone, Copy)]
@@ -334,9 +244,7 @@ unsafe fn multiply_panels<T: Real>(left: Matrix<'_, T>, right: Panels<'_, T>, pa
 }
 
 /// A few rows of one panel of a product.
-#[doc(hidden)]
-#[derive(Debug)]
-pub struct Block<T> {
+struct Block<T> {
     left: *const T,
     row_stride: usize,
     step: usize,
@@ -353,21 +261,53 @@ impl<T: Real> Block<T> {
     /// All of `HEIGHT` rows lie inside of the left side and of the result, which holds values where they are added to.
     #[inline(always)]
     unsafe fn compute<S: Simd, const HEIGHT: usize>(self, simd: S) {
+        // SAFETY: of the caller; as many vectors as make up a panel.
+        unsafe {
+            match PANEL / Lanes::<S, T>::COUNT {
+                1 => self.compute_in::<S, HEIGHT, 1>(simd),
+                2 => self.compute_in::<S, HEIGHT, 2>(simd),
+                4 => self.compute_in::<S, HEIGHT, 4>(simd),
+                8 => self.compute_in::<S, HEIGHT, 8>(simd),
+                16 => self.compute_in::<S, HEIGHT, 16>(simd),
+                _ => unreachable!("vectors of a power of two"),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`Self::compute`]; `WIDTH` vectors make up a panel.
+    #[inline(always)]
+    unsafe fn compute_in<S: Simd, const HEIGHT: usize, const WIDTH: usize>(self, simd: S) {
         // SAFETY: of the caller.
         unsafe {
-            for (row, sums) in T::sums::<S, HEIGHT>(simd, &self).into_iter().enumerate() {
+            let mut sums = [[Lanes::<S, T>::zero(simd); WIDTH]; HEIGHT];
+            let (mut panel, mut left) = (self.panel, self.left);
+            for _ in 0..self.steps {
+                let values: [_; WIDTH] = std::array::from_fn(
+                    #[inline(always)]
+                    |vector| Lanes::read(simd, panel.add(vector * Lanes::<S, T>::COUNT), Lanes::<S, T>::COUNT),
+                );
+                for row in 0..HEIGHT {
+                    let factor = Lanes::splat(simd, *left.add(row * self.row_stride));
+                    for vector in 0..WIDTH {
+                        sums[row][vector] = factor.times_plus(values[vector], sums[row][vector]);
+                    }
+                }
+                panel = panel.add(PANEL);
+                left = left.add(self.step);
+            }
+            for (row, sums) in sums.iter().enumerate() {
                 let target = self.result.add(row * self.stride);
-                // What is not added to may be uninitialised.
-                match (self.columns == PANEL, self.add) {
-                    (true, false) => target.cast::<[T; PANEL]>().write_unaligned(sums),
-                    (true, true) => {
-                        let target = &mut *target.cast::<[T; PANEL]>();
-                        target.iter_mut().zip(sums).for_each(|(target, sum)| *target += sum);
+                for (vector, sum) in sums.iter().enumerate() {
+                    let first = vector * Lanes::<S, T>::COUNT;
+                    if first >= self.columns {
+                        break;
                     }
-                    (false, false) => {
-                        sums.into_iter().enumerate().take(self.columns).for_each(|(column, sum)| target.add(column).write(sum))
-                    }
-                    (false, true) => sums.into_iter().enumerate().take(self.columns).for_each(|(column, sum)| *target.add(column) += sum),
+                    let room = (self.columns - first).min(Lanes::<S, T>::COUNT);
+                    let target = target.add(first);
+                    // What is not added to may be uninitialised.
+                    let sum = if self.add { Lanes::read(simd, target, room) + *sum } else { *sum };
+                    sum.write(target, room);
                 }
             }
         }

@@ -9,7 +9,7 @@ use dcu_artifact::{Array, Tensor as Stored};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::matrix::vectorised;
+use crate::vector::vectorised;
 
 const CHUNK: usize = 1 << 14;
 const BETAS: (f64, f64) = (0.9, 0.999);

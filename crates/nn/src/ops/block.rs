@@ -12,7 +12,7 @@ use super::convolution::{Convolution, Geometry, Kernel, Purpose, Wanted, add_to_
 use super::norm::{Affine, Statistics};
 use super::weight::{Target, Weight};
 use super::{composed, dtype_of, for_real, stored, values, with_values};
-use crate::matrix::{Real, vectorised};
+use crate::vector::{Real, vectorised};
 
 /// What a block does besides convolution and batch normalisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use super::block::{Block, Tail};
 use super::convolution::{Kernel, Purpose, Scratch, sized};
 use super::norm::{Affine, Statistics};
 use super::{composed, dtype_of, for_real, stored, values, with_values};
-use crate::matrix::Real;
+use crate::vector::Real;
 use crate::parallel::map_with;
 
 /// Images that go through the blocks together, at most. Has no influence on the result.

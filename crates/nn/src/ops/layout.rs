@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::{dtype_of, for_real, stored, values, with_values};
-use crate::matrix::Real;
+use crate::vector::Real;
 
 /// [N, C, H, W] as [N, H, W, C].
 ///

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 
 use super::{composed, dtype_of, for_real, stored, values, with_values};
-use crate::matrix::Real;
+use crate::vector::Real;
 
 /// The mean over the batch of `-ln softmax(logits)[label]`, a scalar; logits [N, classes].
 ///

@@ -34,7 +34,7 @@ pub use norm::{BATCH_NORM_EPSILON, Statistics, layer_norm};
 pub use pool::{Pooling, avg_pool2d, max_pool2d};
 pub use weight::{Deposit, Weight};
 
-use crate::matrix::Real;
+use crate::vector::Real;
 
 /// The values of a contiguous argument.
 fn values<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {

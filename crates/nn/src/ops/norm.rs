@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDTyp
 use rayon::prelude::*;
 
 use super::{composed, dtype_of, for_real, stored, values, with_values};
-use crate::matrix::{Real, vectorised};
+use crate::vector::{Real, vectorised};
 
 /// Added to the variance before its root is taken, as in PyTorch.
 pub const BATCH_NORM_EPSILON: f64 = 1e-5;

@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDTyp
 use rayon::prelude::*;
 
 use super::{composed, dtype_of, for_real, stored, values, with_values};
-use crate::matrix::{Real, vectorised};
+use crate::vector::{Real, vectorised};
 
 /// The windows of a pooling, square.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

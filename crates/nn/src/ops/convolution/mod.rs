@@ -19,7 +19,7 @@ use unfold::Unfold;
 use winograd::Winograd;
 
 use super::{composed, dtype_of, for_real, stored, values, with_values};
-use crate::matrix::{Real, vectorised};
+use crate::vector::{Real, vectorised};
 use crate::parallel::map_with;
 
 /// Shares of the images whose weight gradients are summed up apart, at most, and the values that more than two such sums may take. Fixed, so that the

@@ -6,9 +6,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::super::{ByValue, Gradients, Wanted, Way, sized};
-use super::{Winograd, stride, weight};
-use crate::matrix::{Matrix, Panels, Real, multiply, vectorised};
+use super::{Step, Winograd, stride, weight};
+use crate::matrix::{Matrix, Panels, multiply};
 use crate::parallel::map_with;
+use crate::vector::Real;
 
 /// Transformed values that are kept at a time, more or less.
 const VALUES: usize = 1 << 23;
@@ -66,10 +67,7 @@ impl<T: Real, const SIDE: usize> ByValue<T> for Winograd<T, SIDE> {
         for (index, (input, output)) in input.chunks(at_once * image).zip(output.chunks_mut(at_once * output_image)).enumerate() {
             let transformed = input.par_chunks(group * image).map(|input| {
                 let mut group = self.group(input.len() / image);
-                vectorised(
-                    #[inline(always)]
-                    || self.transform_input(input, &mut group.input),
-                );
+                self.transform(Step::Input, input, &mut group.input);
                 group
             });
             let mut groups: Vec<_> = transformed.collect();
@@ -80,10 +78,7 @@ impl<T: Real, const SIDE: usize> ByValue<T> for Winograd<T, SIDE> {
             });
             let results = output.par_chunks_mut(group * output_image).zip(&groups).enumerate();
             results.for_each(|(place, (output, transformed))| {
-                vectorised(
-                    #[inline(always)]
-                    || self.transform_output(&transformed.output, output),
-                );
+                self.transform(Step::Output, &transformed.output, output);
                 finish(index * at_once / group + place, output);
             });
         }
@@ -103,15 +98,10 @@ impl<T: Real, const SIDE: usize> ByValue<T> for Winograd<T, SIDE> {
                 let mut group = self.group(images.len());
                 let result = sized(buffer, images.len() * output_image);
                 gradient(images.clone(), result);
-                vectorised(
-                    #[inline(always)]
-                    || {
-                        self.transform_gradient(result, &mut group.output);
-                        if wanted.weight {
-                            self.transform_input(&input[images.start * image..images.end * image], &mut group.input);
-                        }
-                    },
-                );
+                self.transform(Step::Gradient, result, &mut group.output);
+                if wanted.weight {
+                    self.transform(Step::Input, &input[images.start * image..images.end * image], &mut group.input);
+                }
                 group
             });
             map_with(self.planes(&mut groups).into_iter().zip(&mut sums).enumerate(), |panels, (value, (planes, sum))| {
@@ -131,10 +121,7 @@ impl<T: Real, const SIDE: usize> ByValue<T> for Winograd<T, SIDE> {
             if let Some(input_gradient) = &mut input_gradient {
                 let parts = input_gradient[first * image..end * image].par_chunks_mut(group * image);
                 parts.zip(&groups).for_each(|(part, transformed)| {
-                    vectorised(
-                        #[inline(always)]
-                        || self.transform_back(&transformed.input, part),
-                    );
+                    self.transform(Step::Back, &transformed.input, part);
                 });
             }
         }
