@@ -6,49 +6,28 @@ use pulp::Simd;
 
 use crate::vector::{Lanes, Real};
 
-/// Some channels of the values of a tile, row by row.
-pub(super) type Tile<S, T, const SIDE: usize> = [[Lanes<S, T>; SIDE]; SIDE];
-
-/// `lanes` channels of each of a tile's values, which lie `stride` apart.
-#[inline(always)]
-pub(super) fn load_tile<S: Simd, T: Real, const SIDE: usize>(simd: S, values: &[T], stride: usize, lanes: usize) -> Tile<S, T, SIDE> {
-    let mut tile = [[Lanes::zero(simd); SIDE]; SIDE];
-    for (i, row) in tile.iter_mut().enumerate() {
-        for (j, value) in row.iter_mut().enumerate() {
-            *value = Lanes::load(simd, &values[(i * SIDE + j) * stride..][..lanes]);
-        }
-    }
-    tile
-}
-
-/// Leaves `lanes` channels of each of a tile's values `stride` apart.
-#[inline(always)]
-pub(super) fn store_tile<S: Simd, T: Real, const SIDE: usize>(tile: &Tile<S, T, SIDE>, values: &mut [T], stride: usize, lanes: usize) {
-    for (i, row) in tile.iter().enumerate() {
-        for (j, value) in row.iter().enumerate() {
-            value.store(&mut values[(i * SIDE + j) * stride..][..lanes]);
-        }
-    }
-}
-
-/// A linear map applied to the columns of a tile and then to its rows. No function, since one that is handed a map calls it out of line.
+/// A linear map applied to `$columns` columns of a tile and then to `$rows` of its rows: `$load` gives the value at `($i, $j)`, and `$store`
+/// takes `$value` there. No function, since one that is handed a map calls it out of line.
 macro_rules! both_ways {
-    ($tile:expr, $map:ident) => {{
-        let mut tile = $tile;
-        for j in 0..SIDE {
-            let mut column = tile[j];
-            for i in 0..SIDE {
-                column[i] = tile[i][j];
+    ($simd:expr, $map:ident, $columns:expr => $rows:expr, ($i:ident, $j:ident) => $load:expr, $value:ident => $store:expr) => {{
+        let mut tile = [[Lanes::<S, T>::zero($simd); SIDE]; SIDE];
+        for $j in 0..$columns {
+            let mut column = [Lanes::zero($simd); SIDE];
+            for $i in 0..SIDE {
+                column[$i] = $load;
             }
-            column = $map(column);
-            for i in 0..SIDE {
-                tile[i][j] = column[i];
+            let column = $map(column);
+            for $i in 0..SIDE {
+                tile[$i][$j] = column[$i];
             }
         }
-        for row in &mut tile {
-            *row = $map(*row);
+        for $i in 0..$rows {
+            let row = $map(tile[$i]);
+            for $j in 0..SIDE {
+                let $value = row[$j];
+                $store;
+            }
         }
-        tile
     }};
 }
 pub(super) use both_ways;

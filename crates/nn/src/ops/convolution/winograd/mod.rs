@@ -8,7 +8,7 @@ mod by_value;
 mod maps;
 mod weight;
 
-use maps::{Tile, both_ways, data, data_adjoint, load_tile, results, results_adjoint, store_tile};
+use maps::{both_ways, data, data_adjoint, results, results_adjoint};
 use pulp::{Arch, Simd, WithSimd};
 
 use super::geometry::{Convolution, Geometry};
@@ -157,7 +157,7 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
     #[inline(always)]
     fn transform_input<S: Simd>(&self, simd: S, input: &[T], result: &mut [T]) {
         let (channels, images) = (self.geometry.channels, input.len() / self.geometry.image());
-        let tiles = images * Self::tiles_of_image(&self.geometry);
+        let stride = stride(images * Self::tiles_of_image(&self.geometry), channels);
         self.for_each_tile(
             images,
             #[inline(always)]
@@ -167,16 +167,15 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
                     channels,
                     #[inline(always)]
                     |channel, lanes| {
-                        let mut values: Tile<S, T, SIDE> = [[Lanes::zero(simd); SIDE]; SIDE];
-                        for (values, pixels) in values.iter_mut().zip(&pixels) {
-                            for (value, pixel) in values.iter_mut().zip(pixels) {
-                                if let Some(at) = pixel {
-                                    *value = Lanes::load(simd, &input[at + channel..][..lanes]);
-                                }
-                            }
-                        }
-                        let at = tile * channels + channel;
-                        store_tile(&both_ways!(values, data), &mut result[at..], stride(tiles, channels), lanes);
+                        let result = &mut result[tile * channels + channel..];
+                        both_ways!(
+                            simd, data, SIDE => SIDE,
+                            (i, j) => match pixels[i][j] {
+                                Some(at) => Lanes::load(simd, &input[at + channel..][..lanes]),
+                                None => Lanes::zero(simd),
+                            },
+                            value => value.store(&mut result[(i * SIDE + j) * stride..][..lanes])
+                        );
                     },
                 );
             },
@@ -186,7 +185,7 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
     #[inline(always)]
     fn transform_output<S: Simd>(&self, simd: S, transformed: &[T], output: &mut [T]) {
         let Geometry { outputs, rows, columns, .. } = self.geometry;
-        let (images, tiles) = (output.len() / self.geometry.output_image(), self.tiles(output));
+        let (images, stride) = (output.len() / self.geometry.output_image(), stride(self.tiles(output), outputs));
         self.for_each_tile(
             images,
             #[inline(always)]
@@ -195,17 +194,15 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
                     outputs,
                     #[inline(always)]
                     |channel, lanes| {
-                        let at = tile * outputs + channel;
-                        let values: Tile<S, T, SIDE> = load_tile(simd, &transformed[at..], stride(tiles, outputs), lanes);
-                        let results = both_ways!(values, results);
-                        for (i, results) in results.iter().enumerate().take(Self::OUTPUTS) {
-                            for (j, result) in results.iter().enumerate().take(Self::OUTPUTS) {
-                                if row + i < rows && column + j < columns {
-                                    let at = ((image * rows + row + i) * columns + column + j) * outputs + channel;
-                                    result.store(&mut output[at..][..lanes]);
-                                }
+                        let transformed = &transformed[tile * outputs + channel..];
+                        both_ways!(
+                            simd, results, SIDE => Self::OUTPUTS,
+                            (i, j) => Lanes::load(simd, &transformed[(i * SIDE + j) * stride..][..lanes]),
+                            value => if j < Self::OUTPUTS && row + i < rows && column + j < columns {
+                                let at = ((image * rows + row + i) * columns + column + j) * outputs + channel;
+                                value.store(&mut output[at..][..lanes]);
                             }
-                        }
+                        );
                     },
                 );
             },
@@ -215,7 +212,7 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
     #[inline(always)]
     fn transform_gradient<S: Simd>(&self, simd: S, gradient: &[T], result: &mut [T]) {
         let Geometry { outputs, rows, columns, .. } = self.geometry;
-        let (images, tiles) = (gradient.len() / self.geometry.output_image(), self.tiles(gradient));
+        let (images, stride) = (gradient.len() / self.geometry.output_image(), stride(self.tiles(gradient), outputs));
         self.for_each_tile(
             images,
             #[inline(always)]
@@ -224,17 +221,17 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
                     outputs,
                     #[inline(always)]
                     |channel, lanes| {
-                        let mut values: Tile<S, T, SIDE> = [[Lanes::zero(simd); SIDE]; SIDE];
-                        for (i, values) in values.iter_mut().enumerate().take(Self::OUTPUTS) {
-                            for (j, value) in values.iter_mut().enumerate().take(Self::OUTPUTS) {
-                                if row + i < rows && column + j < columns {
-                                    let at = ((image * rows + row + i) * columns + column + j) * outputs + channel;
-                                    *value = Lanes::load(simd, &gradient[at..][..lanes]);
-                                }
-                            }
-                        }
-                        let at = tile * outputs + channel;
-                        store_tile(&both_ways!(values, results_adjoint), &mut result[at..], stride(tiles, outputs), lanes);
+                        let result = &mut result[tile * outputs + channel..];
+                        both_ways!(
+                            simd, results_adjoint, Self::OUTPUTS => SIDE,
+                            (i, j) => if i < Self::OUTPUTS && row + i < rows && column + j < columns {
+                                let at = ((image * rows + row + i) * columns + column + j) * outputs + channel;
+                                Lanes::load(simd, &gradient[at..][..lanes])
+                            } else {
+                                Lanes::zero(simd)
+                            },
+                            value => value.store(&mut result[(i * SIDE + j) * stride..][..lanes])
+                        );
                     },
                 );
             },
@@ -245,7 +242,7 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
     fn transform_back<S: Simd>(&self, simd: S, transformed: &[T], input_gradient: &mut [T]) {
         let channels = self.geometry.channels;
         let images = input_gradient.len() / self.geometry.image();
-        let tiles = images * Self::tiles_of_image(&self.geometry);
+        let stride = stride(images * Self::tiles_of_image(&self.geometry), channels);
         input_gradient.fill(T::default());
         self.for_each_tile(
             images,
@@ -256,17 +253,15 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
                     channels,
                     #[inline(always)]
                     |channel, lanes| {
-                        let at = tile * channels + channel;
-                        let values: Tile<S, T, SIDE> = load_tile(simd, &transformed[at..], stride(tiles, channels), lanes);
-                        let values = both_ways!(values, data_adjoint);
-                        for (pixels, values) in pixels.iter().zip(&values) {
-                            for (pixel, value) in pixels.iter().zip(values) {
-                                if let Some(at) = pixel {
-                                    let target = &mut input_gradient[at + channel..][..lanes];
-                                    (Lanes::load(simd, target) + *value).store(target);
-                                }
+                        let transformed = &transformed[tile * channels + channel..];
+                        both_ways!(
+                            simd, data_adjoint, SIDE => SIDE,
+                            (i, j) => Lanes::load(simd, &transformed[(i * SIDE + j) * stride..][..lanes]),
+                            value => if let Some(at) = pixels[i][j] {
+                                let target = &mut input_gradient[at + channel..][..lanes];
+                                (Lanes::load(simd, target) + value).store(target);
                             }
-                        }
+                        );
                     },
                 );
             },
