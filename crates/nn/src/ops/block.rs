@@ -14,6 +14,9 @@ use super::weight::{Target, Weight};
 use super::{composed, dtype_of, for_real, stored, values, with_values};
 use crate::vector::{Real, vectorised};
 
+/// Channels that are worked on together.
+const AT_ONCE: usize = 8;
+
 /// What a block does besides convolution and batch normalisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Block {
@@ -138,9 +141,21 @@ impl Tail {
     #[inline(always)]
     pub(super) fn finish<T: Real>(&self, convolved: &[T], affine: &[Affine<T>], output: &mut [T]) {
         let (floor, outputs) = (self.floor::<T>(), affine.len());
-        for (window, output) in output.chunks_exact_mut(outputs).enumerate() {
-            if self.block.pool {
-                let [a, b, c, d] = self.pixels(convolved, window);
+        if !self.block.pool {
+            for (output, pixel) in output.chunks_exact_mut(outputs).zip(convolved.chunks_exact(outputs)) {
+                for channel in 0..outputs {
+                    let Affine { factor, offset } = affine[channel];
+                    output[channel] = larger(floor, pixel[channel].times_plus(factor, offset));
+                }
+            }
+            return;
+        }
+        self.for_each_window(
+            output.len() / outputs,
+            #[inline(always)]
+            |window, corner| {
+                let output = &mut output[window * outputs..][..outputs];
+                let [a, b, c, d] = self.pixels(convolved, corner);
                 for channel in 0..outputs {
                     let Affine { factor, offset } = affine[channel];
                     let mut best = floor;
@@ -149,23 +164,32 @@ impl Tail {
                     }
                     output[channel] = best;
                 }
-            } else {
-                let pixel = &convolved[window * outputs..][..outputs];
-                for channel in 0..outputs {
-                    let Affine { factor, offset } = affine[channel];
-                    output[channel] = larger(floor, pixel[channel].times_plus(factor, offset));
-                }
-            }
-        }
+            },
+        );
     }
 
     /// As [`Self::finish`], and notes which pixel each result is.
     #[inline(always)]
     pub(super) fn choose<T: Real>(&self, convolved: &[T], affine: &[Affine<T>], output: &mut [T], choices: &mut [u8]) {
         let (floor, outputs) = (self.floor::<T>(), affine.len());
-        for (window, (output, choices)) in output.chunks_exact_mut(outputs).zip(choices.chunks_exact_mut(outputs)).enumerate() {
-            if self.block.pool {
-                let [a, b, c, d] = self.pixels(convolved, window);
+        if !self.block.pool {
+            let pixels = convolved.chunks_exact(outputs);
+            for ((output, choices), pixel) in output.chunks_exact_mut(outputs).zip(choices.chunks_exact_mut(outputs)).zip(pixels) {
+                for channel in 0..outputs {
+                    let Affine { factor, offset } = affine[channel];
+                    let value = pixel[channel].times_plus(factor, offset);
+                    choices[channel] = u8::from(value > floor);
+                    output[channel] = larger(floor, value);
+                }
+            }
+            return;
+        }
+        self.for_each_window(
+            output.len() / outputs,
+            #[inline(always)]
+            |window, corner| {
+                let (output, choices) = (&mut output[window * outputs..][..outputs], &mut choices[window * outputs..][..outputs]);
+                let [a, b, c, d] = self.pixels(convolved, corner);
                 for channel in 0..outputs {
                     let Affine { factor, offset } = affine[channel];
                     let (mut best, mut choice) = (floor, 0_u8);
@@ -176,16 +200,8 @@ impl Tail {
                     }
                     (output[channel], choices[channel]) = (best, choice);
                 }
-            } else {
-                let pixel = &convolved[window * outputs..][..outputs];
-                for channel in 0..outputs {
-                    let Affine { factor, offset } = affine[channel];
-                    let value = pixel[channel].times_plus(factor, offset);
-                    choices[channel] = u8::from(value > floor);
-                    output[channel] = larger(floor, value);
-                }
-            }
-        }
+            },
+        );
     }
 
     /// The gradient of the convolution's result for some images, by the choices that were noted.
@@ -193,51 +209,79 @@ impl Tail {
     pub(super) fn gradient_of_choices<T: Real>(&self, choices: &[u8], gradient: &[T], affine: &[Affine<T>], result: &mut [T]) {
         let Geometry { rows, columns, outputs, .. } = self.geometry;
         let affine = &affine[..outputs];
-        if self.block.pool && !(rows.is_multiple_of(2) && columns.is_multiple_of(2)) {
-            // Some pixels are in no window.
-            result.fill(T::default());
-        }
-        for (window, (gradient, choices)) in gradient.chunks_exact(outputs).zip(choices.chunks_exact(outputs)).enumerate() {
-            if self.block.pool {
-                let (top, bottom) = result[self.corner(window)..].split_at_mut(columns * outputs);
-                let (of_a, of_b) = top[..2 * outputs].split_at_mut(outputs);
-                let (of_c, of_d) = bottom[..2 * outputs].split_at_mut(outputs);
-                for (place, result) in [of_a, of_b, of_c, of_d].into_iter().enumerate() {
-                    let chosen = place as u8 + 1;
-                    for channel in 0..outputs {
-                        let passed = gradient[channel] * affine[channel].factor;
-                        result[channel] = if choices[channel] == chosen { passed } else { T::default() };
-                    }
-                }
-            } else {
-                let result = &mut result[window * outputs..][..outputs];
+        if !self.block.pool {
+            let pixels = choices.chunks_exact(outputs).zip(gradient.chunks_exact(outputs));
+            for (result, (choices, gradient)) in result.chunks_exact_mut(outputs).zip(pixels) {
                 for channel in 0..outputs {
                     result[channel] = if choices[channel] == 1 { gradient[channel] * affine[channel].factor } else { T::default() };
                 }
             }
+            return;
         }
+        if !(rows.is_multiple_of(2) && columns.is_multiple_of(2)) {
+            // Some pixels are in no window.
+            result.fill(T::default());
+        }
+        self.for_each_window(
+            gradient.len() / outputs,
+            #[inline(always)]
+            |window, corner| {
+                let (gradient, choices) = (&gradient[window * outputs..][..outputs], &choices[window * outputs..][..outputs]);
+                let mut pixels = self.pixels_mut(result, corner);
+                let mut channel = 0;
+                while channel < outputs {
+                    // In arrays of a fixed length, of which vectors are made for certain.
+                    let lanes = AT_ONCE.min(outputs - channel);
+                    let (mut passed, mut chosen) = ([T::default(); AT_ONCE], [0; AT_ONCE]);
+                    for lane in 0..lanes {
+                        passed[lane] = gradient[channel + lane] * affine[channel + lane].factor;
+                    }
+                    chosen[..lanes].copy_from_slice(&choices[channel..channel + lanes]);
+                    for (place, pixel) in pixels.iter_mut().enumerate() {
+                        let mut values = [T::default(); AT_ONCE];
+                        for lane in 0..AT_ONCE {
+                            values[lane] = if chosen[lane] == place as u8 + 1 { passed[lane] } else { T::default() };
+                        }
+                        pixel[channel..channel + lanes].copy_from_slice(&values[..lanes]);
+                    }
+                    channel += lanes;
+                }
+            },
+        );
     }
 
     fn floor<T: Real>(&self) -> T {
         if self.block.rectify { T::default() } else { T::from_f64(f64::NEG_INFINITY) }
     }
 
-    /// Where the pixel at the upper left of a 2 x 2 window lies, windows being counted over some images.
+    /// Calls `visit(window, corner)` for each 2 x 2 window of some images, where `corner` is the place of the pixel at its upper left.
     #[inline(always)]
-    fn corner(&self, window: usize) -> usize {
+    fn for_each_window(&self, windows: usize, mut visit: impl FnMut(usize, usize)) {
         let Geometry { rows, columns, outputs, .. } = self.geometry;
-        let (row, column) = (window / (columns / 2), window % (columns / 2));
-        let (image, row) = (row / (rows / 2), row % (rows / 2));
-        ((image * rows + row * 2) * columns + column * 2) * outputs
+        let (down, across) = (rows / 2, columns / 2);
+        for line in 0..windows / across {
+            let (image, row) = (line / down, line % down * 2);
+            for column in 0..across {
+                visit(line * across + column, ((image * rows + row) * columns + 2 * column) * outputs);
+            }
+        }
     }
 
     /// The pixels of a 2 x 2 window.
     #[inline(always)]
-    fn pixels<'a, T>(&self, convolved: &'a [T], window: usize) -> [&'a [T]; 4] {
+    fn pixels<'a, T>(&self, convolved: &'a [T], corner: usize) -> [&'a [T]; 4] {
         let Geometry { columns, outputs, .. } = self.geometry;
-        let corner = self.corner(window);
         let (top, bottom) = (&convolved[corner..][..2 * outputs], &convolved[corner + columns * outputs..][..2 * outputs]);
         [&top[..outputs], &top[outputs..], &bottom[..outputs], &bottom[outputs..]]
+    }
+
+    /// The same, to be written.
+    #[inline(always)]
+    fn pixels_mut<'a, T>(&self, convolved: &'a mut [T], corner: usize) -> [&'a mut [T]; 4] {
+        let Geometry { columns, outputs, .. } = self.geometry;
+        let (top, bottom) = convolved[corner..].split_at_mut(columns * outputs);
+        let ((a, b), (c, d)) = (top[..2 * outputs].split_at_mut(outputs), bottom[..2 * outputs].split_at_mut(outputs));
+        [a, b, c, d]
     }
 
     /// For each channel the sum of the gradient that reaches the normalised values, and of its products with the distance from the mean.
@@ -263,24 +307,30 @@ impl Tail {
         let (floor, outputs) = (self.floor::<T>(), affine.len());
         let (mut plain, mut weighted) = (vec![T::default(); outputs], vec![T::default(); outputs]);
         let (plain, weighted, mean) = (&mut plain[..outputs], &mut weighted[..outputs], &mean[..outputs]);
-        for (window, gradient) in gradient.chunks_exact(outputs).enumerate() {
-            if self.block.pool {
-                let [a, b, c, d] = self.pixels(convolved, window);
-                for channel in 0..outputs {
-                    let Affine { factor, offset } = affine[channel];
-                    let (mut best, mut distance, mut passed) = (floor, T::default(), T::default());
-                    for own in [a[channel], b[channel], c[channel], d[channel]] {
-                        let value = own.times_plus(factor, offset);
-                        let better = value > best;
-                        best = if better { value } else { best };
-                        distance = if better { own - mean[channel] } else { distance };
-                        passed = if better { gradient[channel] } else { passed };
+        if self.block.pool {
+            self.for_each_window(
+                gradient.len() / outputs,
+                #[inline(always)]
+                |window, corner| {
+                    let gradient = &gradient[window * outputs..][..outputs];
+                    let [a, b, c, d] = self.pixels(convolved, corner);
+                    for channel in 0..outputs {
+                        let Affine { factor, offset } = affine[channel];
+                        let (mut best, mut distance, mut passed) = (floor, T::default(), T::default());
+                        for own in [a[channel], b[channel], c[channel], d[channel]] {
+                            let value = own.times_plus(factor, offset);
+                            let better = value > best;
+                            best = if better { value } else { best };
+                            distance = if better { own - mean[channel] } else { distance };
+                            passed = if better { gradient[channel] } else { passed };
+                        }
+                        plain[channel] += passed;
+                        weighted[channel] += passed * distance;
                     }
-                    plain[channel] += passed;
-                    weighted[channel] += passed * distance;
-                }
-            } else {
-                let pixel = &convolved[window * outputs..][..outputs];
+                },
+            );
+        } else {
+            for (pixel, gradient) in convolved.chunks_exact(outputs).zip(gradient.chunks_exact(outputs)) {
                 for channel in 0..outputs {
                     let Affine { factor, offset } = affine[channel];
                     let passed = if pixel[channel].times_plus(factor, offset) > floor { gradient[channel] } else { T::default() };
@@ -317,31 +367,33 @@ impl Tail {
                 }
             }
         }
-        for (window, gradient) in gradient.chunks_exact(outputs).enumerate() {
-            let corner = self.corner(window);
-            let [a, b, c, d] = self.pixels(convolved, window);
-            let (top, bottom) = result[corner..].split_at_mut(columns * outputs);
-            let (of_a, of_b) = top[..2 * outputs].split_at_mut(outputs);
-            let (of_c, of_d) = bottom[..2 * outputs].split_at_mut(outputs);
-            for channel in 0..outputs {
-                let Affine { factor, offset } = affine[channel];
-                let (own, slope) = ([a[channel], b[channel], c[channel], d[channel]], slopes[channel]);
-                let mut values = own;
-                let mut best = floor;
-                for value in &mut values {
-                    *value = value.times_plus(factor, offset);
-                    best = larger(best, *value);
+        self.for_each_window(
+            gradient.len() / outputs,
+            #[inline(always)]
+            |window, corner| {
+                let gradient = &gradient[window * outputs..][..outputs];
+                let [a, b, c, d] = self.pixels(convolved, corner);
+                let [of_a, of_b, of_c, of_d] = self.pixels_mut(result, corner);
+                for channel in 0..outputs {
+                    let Affine { factor, offset } = affine[channel];
+                    let (own, slope) = ([a[channel], b[channel], c[channel], d[channel]], slopes[channel]);
+                    let mut values = own;
+                    let mut best = floor;
+                    for value in &mut values {
+                        *value = value.times_plus(factor, offset);
+                        best = larger(best, *value);
+                    }
+                    // Taken by the first pixel that is the largest, if it is above the floor.
+                    let some = best > floor;
+                    let [at_a, at_b, at_c, at_d] = [values[0] == best, values[1] == best, values[2] == best, values[3] == best];
+                    let (nothing, gradient) = (T::default(), gradient[channel]);
+                    of_a[channel] = slope.at(own[0], if at_a & some { gradient } else { nothing });
+                    of_b[channel] = slope.at(own[1], if at_b & !at_a & some { gradient } else { nothing });
+                    of_c[channel] = slope.at(own[2], if at_c & !(at_a | at_b) & some { gradient } else { nothing });
+                    of_d[channel] = slope.at(own[3], if at_d & !(at_a | at_b | at_c) & some { gradient } else { nothing });
                 }
-                // Taken by the first pixel that is the largest, if it is above the floor.
-                let some = best > floor;
-                let [at_a, at_b, at_c, at_d] = [values[0] == best, values[1] == best, values[2] == best, values[3] == best];
-                let (nothing, gradient) = (T::default(), gradient[channel]);
-                of_a[channel] = slope.at(own[0], if at_a & some { gradient } else { nothing });
-                of_b[channel] = slope.at(own[1], if at_b & !at_a & some { gradient } else { nothing });
-                of_c[channel] = slope.at(own[2], if at_c & !(at_a | at_b) & some { gradient } else { nothing });
-                of_d[channel] = slope.at(own[3], if at_d & !(at_a | at_b | at_c) & some { gradient } else { nothing });
-            }
-        }
+            },
+        );
     }
 }
 

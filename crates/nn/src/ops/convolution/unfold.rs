@@ -1,9 +1,12 @@
 //! Convolution by unfolding: the windows of a group of images become the rows of a matrix (im2col), so that the result is `windows · weight`,
 //! the gradient of the windows `gradient · weightᵀ`, and that of the weight `windowsᵀ · gradient`.
 
+use std::ops::Range;
+
 use super::geometry::{Convolution, Geometry};
 use super::{Gradients, Purpose, Scratch, Way, sized};
-use crate::matrix::{Matrix, Panels, Real, multiply};
+use crate::matrix::{Matrix, Panels, multiply};
+use crate::vector::{Real, vectorised};
 
 /// Window positions of one group at least.
 const POSITIONS: usize = 256;
@@ -40,31 +43,25 @@ impl<T: Real> Unfold<T> {
     }
 
     /// Visits each run of pixels that one row of a window reads: `visit(window index, image index, length)`.
+    #[inline(always)]
     fn walk(&self, images: usize, mut visit: impl FnMut(usize, usize, usize)) {
         let Geometry { height, width, channels, kernel_height, kernel_width, rows, columns, convolution, .. } = self.geometry;
         let Convolution { stride, padding } = convolution;
-        let taps = self.geometry.taps();
-        for position in 0..images * rows * columns {
-            let (image, row, column) = (position / (rows * columns), position / columns % rows, position % columns);
-            let left = (column * stride).saturating_sub(padding);
-            let right = (column * stride + kernel_width).saturating_sub(padding).min(width);
-            if right <= left {
-                continue;
-            }
-            let first_tap = left + padding - column * stride;
-            for kernel_row in 0..kernel_height {
-                let Some(pixel_row) = (row * stride + kernel_row).checked_sub(padding).filter(|&row| row < height) else { continue };
-                let window = position * taps + (kernel_row * kernel_width + first_tap) * channels;
-                visit(window, ((image * height + pixel_row) * width + left) * channels, (right - left) * channels);
+        let (taps, mut window) = (self.geometry.taps(), 0);
+        for image in 0..images {
+            for row in 0..rows {
+                let (kernel_rows, top) = inside(row * stride, padding, kernel_height, height);
+                for column in 0..columns {
+                    let (kernel_columns, left) = inside(column * stride, padding, kernel_width, width);
+                    for (line, kernel_row) in kernel_rows.clone().enumerate() {
+                        let first_tap = (kernel_row * kernel_width + kernel_columns.start) * channels;
+                        let pixel = ((image * height + top + line) * width + left) * channels;
+                        visit(window + first_tap, pixel, kernel_columns.len() * channels);
+                    }
+                    window += taps;
+                }
             }
         }
-    }
-
-    fn reaches_into_padding(&self, position: usize) -> bool {
-        let Geometry { height, width, kernel_height, kernel_width, rows, columns, convolution, .. } = self.geometry;
-        let Convolution { stride, padding } = convolution;
-        let (top, left) = (position / columns % rows * stride, position % columns * stride);
-        top < padding || left < padding || top + kernel_height > height + padding || left + kernel_width > width + padding
     }
 
     /// The windows of some images, [images · positions, taps].
@@ -72,25 +69,66 @@ impl<T: Real> Unfold<T> {
         if self.is_pointwise() {
             return input;
         }
-        let (images, taps) = (input.len() / self.geometry.image(), self.geometry.taps());
-        let windows = sized(buffer, images * self.geometry.positions() * taps);
-        for (position, window) in windows.chunks_exact_mut(taps).enumerate() {
-            if self.reaches_into_padding(position) {
-                window.fill(T::default());
-            }
-        }
-        self.walk(images, |window, pixel, length| {
-            windows[window..window + length].copy_from_slice(&input[pixel..pixel + length]);
-        });
+        let images = input.len() / self.geometry.image();
+        let windows = sized(buffer, images * self.geometry.positions() * self.geometry.taps());
+        vectorised(
+            #[inline(always)]
+            || {
+                if self.geometry.convolution.padding > 0 {
+                    windows.fill(T::default());
+                }
+                self.walk(
+                    images,
+                    #[inline(always)]
+                    |window, pixel, length| copy(&input[pixel..pixel + length], &mut windows[window..window + length]),
+                );
+            },
+        );
         windows
     }
 
     /// The sum of the windows' gradients at the pixels that they were read from.
     fn fold(&self, windows: &[T], input: &mut [T]) {
-        input.fill(T::default());
-        self.walk(input.len() / self.geometry.image(), |window, pixel, length| {
-            input[pixel..pixel + length].iter_mut().zip(&windows[window..window + length]).for_each(|(pixel, &value)| *pixel += value);
-        });
+        vectorised(
+            #[inline(always)]
+            || {
+                input.fill(T::default());
+                self.walk(
+                    input.len() / self.geometry.image(),
+                    #[inline(always)]
+                    |window, pixel, length| {
+                        let (pixels, window) = (&mut input[pixel..pixel + length], &windows[window..window + length]);
+                        for (pixel, value) in pixels.iter_mut().zip(window) {
+                            *pixel += *value;
+                        }
+                    },
+                );
+            },
+        );
+    }
+}
+
+/// The rows of a kernel that lie inside of the image, and the image's row that the first of them reads; or the same for columns.
+#[inline(always)]
+fn inside(start: usize, padding: usize, kernel: usize, size: usize) -> (Range<usize>, usize) {
+    let first = padding.saturating_sub(start).min(kernel);
+    (first..(size + padding).saturating_sub(start).clamp(first, kernel), (start + first).saturating_sub(padding))
+}
+
+/// Copies a few values. Of eight at a time, the last ones twice over: a call for each would take longer.
+#[inline(always)]
+fn copy<T: Real>(from: &[T], to: &mut [T]) {
+    const AT_ONCE: usize = 8;
+    let length = from.len();
+    if length < AT_ONCE {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = *from;
+        }
+        return;
+    }
+    let last = length - AT_ONCE;
+    for start in (0..last).step_by(AT_ONCE).chain([last]) {
+        to[start..start + AT_ONCE].copy_from_slice(&from[start..start + AT_ONCE]);
     }
 }
 
@@ -118,12 +156,11 @@ impl<T: Real> Way<T> for Unfold<T> {
         let rows = gradient.len() / outputs;
         let gradient = Matrix::new(gradient, rows, outputs);
         if let Some(input_gradient) = gradients.input {
-            let weight = Panels::new(&self.weight, outputs, taps);
             if self.is_pointwise() {
-                multiply(gradient, weight, input_gradient, false);
+                multiply(gradient, Panels::new(&self.weight, outputs, taps), input_gradient, false);
             } else {
                 let window_gradient = sized(&mut scratch.window_gradient, rows * taps);
-                multiply(gradient, weight, window_gradient, false);
+                multiply(gradient, Panels::new(&self.weight, outputs, taps), window_gradient, false);
                 self.fold(window_gradient, input_gradient);
             }
         }
