@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, SamplingMode, Throughput};
-use dcu_artifact::Array;
+use dcu_artifact::{Array, Normalisation};
 use dcu_attack::logistic;
 use dcu_condense::{kmeans, matching::Matching};
 use dcu_data::images::{Cell, Shape as ImageShape, decode};
@@ -54,6 +54,14 @@ fn samples(count: usize) -> Samples {
     let shape = [&[count], IMAGE.as_slice()].concat();
     let labels = (0..count).map(|row| (row % CLASSES) as u32).collect();
     Samples::of_values(Array::new(shape, normals("images", count * IMAGE.iter().product::<usize>())), labels).expect("as many labels")
+}
+
+/// The same as bytes, as a dataset has them.
+fn images(count: usize) -> Samples {
+    let (shape, pixels) = ([&[count], IMAGE.as_slice()].concat(), count * IMAGE.iter().product::<usize>());
+    let bytes = normals("images", pixels).into_iter().map(|value| (128.0 + 50.0 * value) as u8).collect();
+    let normalisation = Normalisation { mean: vec![0.5; IMAGE[0]], std: vec![0.2; IMAGE[0]] };
+    Samples::of_pixels(Array::new(shape, bytes), &normalisation, vec![0; count]).expect("as many labels")
 }
 
 fn paper(family: Family) -> Network {
@@ -251,7 +259,7 @@ fn condensation(criterion: &mut Criterion) {
     let throughput = Throughput::Elements(2 * BUCKETS as u64 * operations(Family::Cnn, &[Part::Beginning, Part::Intermediate]));
     let network = paper(Family::Cnn);
     one(criterion, "condense/matching-step", Some(throughput), || {
-        let mut matching = Matching::new(&network, &samples(BUCKETS * SIZE), &[SIZE; BUCKETS]).expect("buckets");
+        let mut matching = Matching::new(&network, &images(BUCKETS * SIZE), &[SIZE; BUCKETS]).expect("buckets");
         move || {
             black_box(matching.step(1e-3).expect("a step"));
         }

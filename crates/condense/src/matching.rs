@@ -2,9 +2,10 @@
 //! the bucket's mean feature. All buckets are worked on at once; the loss is a sum over buckets, so that each gets what it would get alone.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, Var, bail};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Storage, Tensor, Var, bail};
 use dcu_artifact::Array;
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::{Network, Part, Samples, evaluate};
@@ -13,7 +14,7 @@ use rayon::prelude::*;
 /// Buckets on the way to their condensed images. A bucket of one image keeps it.
 pub struct Matching<'a> {
     network: &'a Network,
-    images: Arc<Vec<f32>>,
+    samples: Arc<Samples>,
     sizes: Vec<usize>,
     /// Nothing, where each bucket holds one image.
     moving: Option<Moving>,
@@ -36,12 +37,12 @@ impl<'a> Matching<'a> {
         if sizes.contains(&0) || sizes.iter().sum::<usize>() != samples.len() {
             bail!("{} samples do not make buckets of {sizes:?}", samples.len());
         }
-        let images = Arc::new(samples.values(&(0..samples.len()).collect::<Vec<_>>()));
+        let samples = Arc::new(samples.clone());
         let starts = sizes.iter().scan(0, |start, size| Some(std::mem::replace(start, *start + size)));
-        let buckets: Vec<std::ops::Range<usize>> = starts.zip(sizes).map(|(start, size)| start..start + size).collect();
+        let buckets: Vec<Range<usize>> = starts.zip(sizes).map(|(start, size)| start..start + size).collect();
         let several: Vec<_> = buckets.into_iter().filter(|bucket| bucket.len() > 1).collect();
-        let moving = if several.is_empty() { None } else { Some(Moving::new(network, samples, &images, several)?) };
-        Ok(Self { network, images, sizes: sizes.to_vec(), moving })
+        let moving = if several.is_empty() { None } else { Some(Moving::new(network, &samples, several)?) };
+        Ok(Self { network, samples, sizes: sizes.to_vec(), moving })
     }
 
     /// One step of Adam on the weights of all buckets. Returns the sum of their losses before it.
@@ -69,12 +70,12 @@ impl<'a> Matching<'a> {
             }
             None => (Vec::new(), Vec::new()),
         };
-        let pixels = self.images.len() / self.sizes.iter().sum::<usize>().max(1);
+        let pixels = self.samples.shape().iter().product();
         let (mut images, mut weights) = (Vec::new(), Vec::new());
         let (mut rest_of_images, mut rest_of_weights, mut start) = (moved_images.as_slice(), moved_weights.as_slice(), 0);
         for &size in &self.sizes {
             if size == 1 {
-                images.extend_from_slice(&self.images[start * pixels..(start + 1) * pixels]);
+                images.extend(self.samples.values(&[start]));
                 weights.push(1.0);
             } else {
                 let (image, others) = rest_of_images.split_at(pixels);
@@ -90,20 +91,20 @@ impl<'a> Matching<'a> {
 }
 
 impl Moving {
-    fn new(network: &Network, samples: &Samples, images: &Arc<Vec<f32>>, buckets: Vec<std::ops::Range<usize>>) -> Result<Self> {
+    fn new(network: &Network, samples: &Arc<Samples>, buckets: Vec<Range<usize>>) -> Result<Self> {
         let features = evaluate::features(network, samples)?;
         let initial: Vec<f32> = buckets.iter().flat_map(|bucket| std::iter::repeat_n(1.0 / bucket.len() as f32, bucket.len())).collect();
         let count = initial.len();
         Ok(Self {
             weights: Var::from_tensor(&Tensor::from_vec(initial, count, &Device::Cpu)?)?,
             target: mean_features(&features, &buckets)?,
-            sum: WeightedSum { images: images.clone(), buckets, shape: samples.shape().to_vec() },
+            sum: WeightedSum { samples: samples.clone(), buckets },
             optimiser: Optimiser::new(Rule::Adam { weight_decay: 0.0 }),
         })
     }
 }
 
-fn mean_features(features: &Array<f32>, buckets: &[std::ops::Range<usize>]) -> Result<Tensor> {
+fn mean_features(features: &Array<f32>, buckets: &[Range<usize>]) -> Result<Tensor> {
     let mut means = Vec::with_capacity(buckets.len() * features.row_len());
     for bucket in buckets {
         let mut mean = vec![0.0_f64; features.row_len()];
@@ -118,20 +119,21 @@ fn mean_features(features: &Array<f32>, buckets: &[std::ops::Range<usize>]) -> R
 /// From the weights of the buckets' images [M] to the weighted sum of each bucket's images [B, C, H, W].
 #[derive(Clone)]
 struct WeightedSum {
-    images: Arc<Vec<f32>>,
+    samples: Arc<Samples>,
     /// The images of each bucket.
-    buckets: Vec<std::ops::Range<usize>>,
-    shape: Vec<usize>,
+    buckets: Vec<Range<usize>>,
 }
 
 impl WeightedSum {
-    fn pixels(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// For each bucket its images and where their weights start.
-    fn offsets(&self) -> impl Iterator<Item = (&std::ops::Range<usize>, usize)> {
-        self.buckets.iter().scan(0, |next, bucket| Some((bucket, std::mem::replace(next, *next + bucket.len()))))
+    /// For each bucket its images, and their places among the weights.
+    fn places(&self) -> Vec<(Range<usize>, Range<usize>)> {
+        let mut start = 0;
+        let place = |bucket: &Range<usize>| {
+            let weights = start..start + bucket.len();
+            start = weights.end;
+            (bucket.clone(), weights)
+        };
+        self.buckets.iter().map(place).collect()
     }
 }
 
@@ -144,39 +146,24 @@ impl CustomOp1 for WeightedSum {
         let (CpuStorage::F32(weights), Some((from, to))) = (storage, layout.contiguous_offsets()) else {
             bail!("the weights must be contiguous f32")
         };
-        let (weights, pixels) = (&weights[from..to], self.pixels());
-        let mut output = vec![0.0_f32; self.buckets.len() * pixels];
-        let offsets: Vec<_> = self.offsets().collect();
-        output.par_chunks_mut(pixels).zip(offsets).for_each(|(output, (bucket, offset))| {
-            for (image, weight) in self.images[bucket.start * pixels..bucket.end * pixels].chunks_exact(pixels).zip(&weights[offset..]) {
-                output.iter_mut().zip(image).for_each(|(sum, value)| *sum += weight * value);
-            }
-        });
-        let shape: Vec<usize> = std::iter::once(self.buckets.len()).chain(self.shape.iter().copied()).collect();
-        Ok((CpuStorage::F32(output), shape.into()))
+        let weights = &weights[from..to];
+        let shape: Vec<usize> = std::iter::once(self.buckets.len()).chain(self.samples.shape().iter().copied()).collect();
+        let mut images = vec![0.0; shape.iter().product()];
+        let targets = images.par_chunks_mut(self.samples.shape().iter().product());
+        targets.zip(self.places()).for_each(|(image, (bucket, place))| self.samples.weighted_sum(bucket, &weights[place], image));
+        Ok((CpuStorage::F32(images), shape.into()))
     }
 
     fn bwd(&self, weights: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let (gradient, pixels) = (gradient.flatten_all()?.to_vec1::<f32>()?, self.pixels());
-        let rows: Vec<(usize, usize)> =
-            self.buckets.iter().enumerate().flat_map(|(index, bucket)| bucket.clone().map(move |row| (index, row))).collect();
-        let result: Vec<f32> = rows
-            .par_iter()
-            .map(|&(bucket, row)| dot(&self.images[row * pixels..(row + 1) * pixels], &gradient[bucket * pixels..(bucket + 1) * pixels]))
-            .collect();
-        Tensor::from_vec(result, weights.shape(), weights.device()).map(Some)
+        let gradient = gradient.contiguous()?;
+        let (storage, layout) = gradient.storage_and_layout();
+        let (Storage::Cpu(CpuStorage::F32(values)), Some((from, to))) = (&*storage, layout.contiguous_offsets()) else {
+            bail!("the gradient must be contiguous f32")
+        };
+        let gradients = values[from..to].par_chunks(self.samples.shape().iter().product());
+        let products: Vec<Vec<f32>> = gradients.zip(&self.buckets).map(|(gradient, bucket)| self.samples.dot(bucket.clone(), gradient)).collect();
+        Tensor::from_vec(products.concat(), weights.shape(), weights.device()).map(Some)
     }
-}
-
-fn dot(left: &[f32], right: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let (lefts, rights) = (left.chunks_exact(LANES), right.chunks_exact(LANES));
-    let rest: f32 = lefts.remainder().iter().zip(rights.remainder()).map(|(left, right)| left * right).sum();
-    let mut lanes = [0.0_f32; LANES];
-    lefts
-        .zip(rights)
-        .for_each(|(left, right)| lanes.iter_mut().zip(left.iter().zip(right)).for_each(|(lane, (left, right))| *lane += left * right));
-    lanes.iter().sum::<f32>() + rest
 }
 
 #[cfg(test)]
@@ -193,7 +180,7 @@ mod tests {
         Network::initialised(&architecture, &Streams::new(1, "test")).unwrap()
     }
 
-    fn samples(rows: std::ops::Range<usize>) -> Samples {
+    fn samples(rows: Range<usize>) -> Samples {
         let images = rows.clone().flat_map(|row| {
             let mut stream = Streams::new(2, "test").indexed("image", row as u64);
             (0..3 * 8 * 8).map(|_| stream.normal()).collect::<Vec<_>>()

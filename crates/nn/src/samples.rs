@@ -1,8 +1,12 @@
 //! Labelled samples as a training loop reads them: bytes stay bytes until a batch needs them.
 
-use candle_core::{Device, Result, Tensor, bail};
+use std::ops::Range;
+
+use candle_core::{Device, Error, Result, Tensor, bail};
 use dcu_artifact::{Array, Dataset, Normalisation, Reduced};
 use rayon::prelude::*;
+
+use crate::vector::vectorised;
 
 /// Samples with labels, in a fixed order.
 #[derive(Debug, Clone)]
@@ -14,8 +18,8 @@ pub struct Samples {
 
 #[derive(Debug, Clone)]
 enum Segment {
-    /// Pixels, and for each channel the number that each byte stands for.
-    Pixels(Array<u8>, Vec<[f32; 256]>),
+    /// Pixels, and what the bytes of each channel stand for.
+    Pixels(Array<u8>, Vec<Channel>),
     Values(Array<f32>),
 }
 
@@ -30,31 +34,114 @@ impl Segment {
     fn copy(&self, row: usize, target: &mut [f32]) {
         match self {
             Self::Values(array) => target.copy_from_slice(array.row(row)),
-            Self::Pixels(array, tables) => {
-                let plane = target.len() / tables.len();
-                let channels = target.chunks_exact_mut(plane).zip(array.row(row).chunks_exact(plane)).zip(tables);
-                for ((target, pixels), table) in channels {
+            Self::Pixels(array, channels) => {
+                let plane = target.len() / channels.len();
+                let planes = target.chunks_exact_mut(plane).zip(array.row(row).chunks_exact(plane)).zip(channels);
+                for ((target, pixels), Channel { table, .. }) in planes {
                     target.iter_mut().zip(pixels).for_each(|(target, &pixel)| *target = table[usize::from(pixel)]);
                 }
             }
         }
     }
+
+    /// Adds `weight` times a sample to `sum`.
+    #[inline(always)]
+    fn add_to(&self, row: usize, weight: f32, sum: &mut [f32]) {
+        match self {
+            Self::Values(array) => add_scaled(sum, array.row(row), weight, 0.0),
+            Self::Pixels(array, channels) => {
+                let plane = sum.len() / channels.len();
+                let planes = sum.chunks_exact_mut(plane).zip(array.row(row).chunks_exact(plane)).zip(channels);
+                for ((sum, pixels), Channel { scale, offset, .. }) in planes {
+                    add_scaled(sum, pixels, weight * scale, weight * offset);
+                }
+            }
+        }
+    }
+
+    /// The scalar product of a sample with `other`.
+    #[inline(always)]
+    fn dot(&self, row: usize, other: &[f32]) -> f32 {
+        match self {
+            Self::Values(array) => dot(array.row(row), 1.0, 0.0, other),
+            Self::Pixels(array, channels) => {
+                let plane = other.len() / channels.len();
+                let planes = other.chunks_exact(plane).zip(array.row(row).chunks_exact(plane)).zip(channels);
+                let mut sum = 0.0;
+                for ((other, pixels), Channel { scale, offset, .. }) in planes {
+                    sum += dot(pixels, *scale, *offset, other);
+                }
+                sum
+            }
+        }
+    }
 }
 
-fn tables(normalisation: &Normalisation) -> Vec<[f32; 256]> {
+/// `sum += values · factor + term`.
+#[inline(always)]
+fn add_scaled<V: Copy + Into<f32>>(sum: &mut [f32], values: &[V], factor: f32, term: f32) {
+    for (sum, value) in sum.iter_mut().zip(values) {
+        *sum += (*value).into().mul_add(factor, term);
+    }
+}
+
+/// The scalar product of `values · factor + term` with `other`.
+#[inline(always)]
+fn dot<V: Copy + Into<f32>>(values: &[V], factor: f32, term: f32, other: &[f32]) -> f32 {
+    /// Sums side by side.
+    const LANES: usize = 32;
+    let mut lanes = [0.0_f32; LANES];
+    let (parts, others) = (values.chunks_exact(LANES), other.chunks_exact(LANES));
+    let mut rest = 0.0;
+    for (value, other) in parts.remainder().iter().zip(others.remainder()) {
+        rest += (*value).into().mul_add(factor, term) * other;
+    }
+    for (part, other) in parts.zip(others) {
+        for lane in 0..LANES {
+            lanes[lane] = part[lane].into().mul_add(factor, term).mul_add(other[lane], lanes[lane]);
+        }
+    }
+    lanes.iter().sum::<f32>() + rest
+}
+
+/// What the bytes of a channel stand for.
+#[derive(Debug, Clone)]
+struct Channel {
+    /// The number of each byte.
+    table: [f32; 256],
+    /// The same as a line: `byte · scale + offset`, up to rounding.
+    scale: f32,
+    offset: f32,
+}
+
+fn channels(normalisation: &Normalisation) -> Vec<Channel> {
     let channels = normalisation.mean.iter().zip(&normalisation.std);
-    channels.map(|(mean, deviation)| std::array::from_fn(|pixel| (pixel as f32 / 255.0 - *mean as f32) / *deviation as f32)).collect()
+    let channel = |(mean, deviation): (&f64, &f64)| Channel {
+        table: std::array::from_fn(|pixel| (pixel as f32 / 255.0 - *mean as f32) / *deviation as f32),
+        scale: (1.0 / (255.0 * deviation)) as f32,
+        offset: (-mean / deviation) as f32,
+    };
+    channels.map(channel).collect()
 }
 
 impl Samples {
     /// The samples of a dataset at `rows`.
     #[must_use]
     pub fn of_dataset(dataset: &Dataset, rows: &[usize]) -> Self {
-        Self {
-            segments: vec![Segment::Pixels(dataset.images.select(rows), tables(&dataset.facts.normalisation))],
-            labels: rows.iter().map(|&row| dataset.labels[row]).collect(),
-            shape: dataset.image_shape().to_vec(),
+        let labels = rows.iter().map(|&row| dataset.labels[row]).collect();
+        Self::of_pixels(dataset.images.select(rows), &dataset.facts.normalisation, labels).expect("a dataset has a label for each image")
+    }
+
+    /// Images as bytes, [N, C, H, W].
+    ///
+    /// # Errors
+    /// When there are not as many labels as images, or the normalisation is of another number of channels.
+    pub fn of_pixels(images: Array<u8>, normalisation: &Normalisation, labels: Vec<u32>) -> Result<Self> {
+        if images.rows() != labels.len() {
+            bail!("{} images, but {} labels", images.rows(), labels.len());
         }
+        normalisation.check(images.shape[1]).map_err(Error::msg)?;
+        Ok(Self { shape: images.shape[1..].to_vec(), segments: vec![Segment::Pixels(images, channels(normalisation))], labels })
     }
 
     /// All samples of a dataset.
@@ -79,7 +166,7 @@ impl Samples {
     pub fn of_reduced(reduced: &Reduced) -> Self {
         Self {
             segments: vec![
-                Segment::Pixels(reduced.real_images.clone(), tables(&reduced.facts.normalisation)),
+                Segment::Pixels(reduced.real_images.clone(), channels(&reduced.facts.normalisation)),
                 Segment::Values(reduced.condensed_images.clone()),
             ],
             labels: [reduced.real_labels.as_slice(), &reduced.condensed_labels].concat(),
@@ -125,19 +212,68 @@ impl Samples {
     /// The samples at `rows` as numbers, row-major.
     #[must_use]
     pub fn values(&self, rows: &[usize]) -> Vec<f32> {
-        let width: usize = self.shape.iter().product();
+        let width = self.width();
         let mut values = vec![0.0; rows.len() * width];
         values.par_chunks_mut(width).zip(rows).for_each(|(target, &row)| {
-            let mut row = row;
-            for segment in &self.segments {
-                if row < segment.rows() {
-                    return segment.copy(row, target);
-                }
-                row -= segment.rows();
-            }
-            panic!("row out of range");
+            let (segment, row) = self.place(row);
+            segment.copy(row, target);
         });
         values
+    }
+
+    /// Leaves the sum of `weights` times the samples at `rows` in `sum`.
+    ///
+    /// # Panics
+    /// When there are not as many weights as rows, `sum` does not have as many values as a sample, or a row is out of range.
+    pub fn weighted_sum(&self, rows: Range<usize>, weights: &[f32], sum: &mut [f32]) {
+        assert_eq!(rows.len(), weights.len(), "a weight for each row");
+        assert_eq!(sum.len(), self.width(), "as many values as a sample has");
+        vectorised(
+            #[inline(always)]
+            || {
+                sum.fill(0.0);
+                for (row, weight) in rows.zip(weights) {
+                    let (segment, row) = self.place(row);
+                    segment.add_to(row, *weight, sum);
+                }
+            },
+        );
+    }
+
+    /// The scalar product of each of the samples at `rows` with `other`.
+    ///
+    /// # Panics
+    /// When `other` does not have as many values as a sample, or a row is out of range.
+    #[must_use]
+    pub fn dot(&self, rows: Range<usize>, other: &[f32]) -> Vec<f32> {
+        assert_eq!(other.len(), self.width(), "as many values as a sample has");
+        vectorised(
+            #[inline(always)]
+            || {
+                let mut products = Vec::with_capacity(rows.len());
+                for row in rows {
+                    let (segment, row) = self.place(row);
+                    products.push(segment.dot(row, other));
+                }
+                products
+            },
+        )
+    }
+
+    fn width(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The segment that holds a row, and where.
+    fn place(&self, row: usize) -> (&Segment, usize) {
+        let mut row = row;
+        for segment in &self.segments {
+            if row < segment.rows() {
+                return (segment, row);
+            }
+            row -= segment.rows();
+        }
+        panic!("row out of range");
     }
 
     /// The samples at `rows` as a tensor [rows, ...], and their labels.
@@ -148,5 +284,49 @@ impl Samples {
         let shape: Vec<usize> = std::iter::once(rows.len()).chain(self.shape.iter().copied()).collect();
         let tensor = Tensor::from_vec(self.values(rows), shape, &Device::Cpu)?;
         Ok((tensor, rows.iter().map(|&row| self.labels[row]).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Odd sizes, so that what is left over of the vectors counts.
+    const SHAPE: [usize; 4] = [5, 3, 7, 9];
+
+    fn samples() -> Samples {
+        let pixels = (0..SHAPE.iter().product()).map(|index: usize| (index * 97 % 251) as u8).collect();
+        let normalisation = Normalisation { mean: vec![0.4914, 0.4822, 0.4465], std: vec![0.2023, 0.1994, 0.2010] };
+        let mut samples = Samples::of_pixels(Array::new(SHAPE.to_vec(), pixels), &normalisation, vec![0; 5]).unwrap();
+        let values = (0..2 * samples.width()).map(|index| (index as f32).sin()).collect();
+        samples.segments.push(Segment::Values(Array::new([&[2], &SHAPE[1..]].concat(), values)));
+        samples.labels.extend([0; 2]);
+        samples
+    }
+
+    #[test]
+    fn sums_and_products_are_those_of_the_values() {
+        let (samples, weights) = (samples(), [0.25_f32, -1.5, 3.0, 0.125]);
+        let rows: Vec<Vec<f64>> = (3..7).map(|row| samples.values(&[row]).into_iter().map(f64::from).collect()).collect();
+        let close = |found: f32, expected: f64, size: f64| assert!((f64::from(found) - expected).abs() < 1e-6 * size, "{found} {expected}");
+        let mut sum = vec![f32::NAN; samples.width()];
+        samples.weighted_sum(3..7, &weights, &mut sum);
+        for (pixel, &found) in sum.iter().enumerate() {
+            close(found, rows.iter().zip(weights).map(|(row, weight)| row[pixel] * f64::from(weight)).sum(), 10.0);
+        }
+        let other: Vec<f32> = (0..samples.width()).map(|index| (index as f32).cos()).collect();
+        for (found, row) in samples.dot(3..7, &other).into_iter().zip(&rows) {
+            let products = row.iter().zip(&other).map(|(value, other)| value * f64::from(*other));
+            close(found, products.clone().sum(), products.map(f64::abs).sum());
+        }
+    }
+
+    #[test]
+    fn labels_and_channels_that_do_not_fit_are_refused() {
+        let images = Array::new(vec![2, 1, 1, 1], vec![0, 255]);
+        let of_channels = |count| Normalisation { mean: vec![0.5; count], std: vec![0.5; count] };
+        assert!(Samples::of_pixels(images.clone(), &of_channels(1), vec![0]).is_err());
+        assert!(Samples::of_pixels(images.clone(), &of_channels(2), vec![0; 2]).is_err());
+        assert_eq!(Samples::of_pixels(images, &of_channels(1), vec![0; 2]).unwrap().values(&[0, 1]), [-1.0, 1.0]);
     }
 }
