@@ -161,7 +161,8 @@ impl CustomOp1 for WeightedSum {
             bail!("the gradient must be contiguous f32")
         };
         let gradients = values[from..to].par_chunks(self.samples.shape().iter().product());
-        let products: Vec<Vec<f32>> = gradients.zip(&self.buckets).map(|(gradient, bucket)| self.samples.dot(bucket.clone(), gradient)).collect();
+        let products: Vec<Vec<f32>> =
+            gradients.zip(&self.buckets).map(|(gradient, bucket)| self.samples.dot(bucket.clone(), gradient)).collect();
         Tensor::from_vec(products.concat(), weights.shape(), weights.device()).map(Some)
     }
 }

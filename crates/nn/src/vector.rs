@@ -204,11 +204,17 @@ impl<S: Simd, T: Real> Neg for Lanes<S, T> {
 
 /// `body(first, lanes)` for `count` values, as many at a time as a vector has and then the rest of them.
 #[inline(always)]
-pub(crate) fn in_lanes<S: Simd, T: Real>(count: usize, mut body: impl FnMut(usize, usize)) {
-    let lanes = Lanes::<S, T>::COUNT;
-    let whole = count / lanes * lanes;
-    for first in (0..whole).step_by(lanes) {
-        body(first, lanes);
+pub(crate) fn in_lanes<S: Simd, T: Real>(count: usize, body: impl FnMut(usize, usize)) {
+    some_at_a_time(count, Lanes::<S, T>::COUNT, body);
+}
+
+/// `body(first, some)` for `count` values, `at_once` at a time and then the rest of them. Where `at_once` is a constant, so is its
+/// argument in all calls but the last.
+#[inline(always)]
+pub(crate) fn some_at_a_time(count: usize, at_once: usize, mut body: impl FnMut(usize, usize)) {
+    let whole = count / at_once * at_once;
+    for first in (0..whole).step_by(at_once) {
+        body(first, at_once);
     }
     if whole < count {
         body(whole, count - whole);

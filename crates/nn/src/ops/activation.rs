@@ -4,8 +4,8 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::{composed, dtype_of, for_real, stored, values, with_values};
-use crate::vector::Real;
 use crate::rng::Stream;
+use crate::vector::Real;
 
 const CHUNK: usize = 1 << 14;
 

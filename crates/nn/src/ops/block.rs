@@ -12,7 +12,7 @@ use super::convolution::{Convolution, Geometry, Kernel, Purpose, Wanted, add_to_
 use super::norm::{Affine, Statistics};
 use super::weight::{Target, Weight};
 use super::{composed, dtype_of, for_real, stored, values, with_values};
-use crate::vector::{Real, vectorised};
+use crate::vector::{Real, some_at_a_time, vectorised};
 
 /// Channels that are worked on together.
 const AT_ONCE: usize = 8;
@@ -228,24 +228,26 @@ impl Tail {
             |window, corner| {
                 let (gradient, choices) = (&gradient[window * outputs..][..outputs], &choices[window * outputs..][..outputs]);
                 let mut pixels = self.pixels_mut(result, corner);
-                let mut channel = 0;
-                while channel < outputs {
-                    // In arrays of a fixed length, of which vectors are made for certain.
-                    let lanes = AT_ONCE.min(outputs - channel);
-                    let (mut passed, mut chosen) = ([T::default(); AT_ONCE], [0; AT_ONCE]);
-                    for lane in 0..lanes {
-                        passed[lane] = gradient[channel + lane] * affine[channel + lane].factor;
-                    }
-                    chosen[..lanes].copy_from_slice(&choices[channel..channel + lanes]);
-                    for (place, pixel) in pixels.iter_mut().enumerate() {
-                        let mut values = [T::default(); AT_ONCE];
-                        for lane in 0..AT_ONCE {
-                            values[lane] = if chosen[lane] == place as u8 + 1 { passed[lane] } else { T::default() };
+                // In arrays of a fixed length, of which vectors are made for certain.
+                some_at_a_time(
+                    outputs,
+                    AT_ONCE,
+                    #[inline(always)]
+                    |channel, lanes| {
+                        let (mut passed, mut chosen) = ([T::default(); AT_ONCE], [0; AT_ONCE]);
+                        for lane in 0..lanes {
+                            passed[lane] = gradient[channel + lane] * affine[channel + lane].factor;
                         }
-                        pixel[channel..channel + lanes].copy_from_slice(&values[..lanes]);
-                    }
-                    channel += lanes;
-                }
+                        chosen[..lanes].copy_from_slice(&choices[channel..channel + lanes]);
+                        for (place, pixel) in pixels.iter_mut().enumerate() {
+                            let mut values = [T::default(); AT_ONCE];
+                            for lane in 0..AT_ONCE {
+                                values[lane] = if chosen[lane] == place as u8 + 1 { passed[lane] } else { T::default() };
+                            }
+                            pixel[channel..channel + lanes].copy_from_slice(&values[..lanes]);
+                        }
+                    },
+                );
             },
         );
     }

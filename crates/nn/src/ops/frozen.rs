@@ -11,8 +11,8 @@ use super::block::{Block, Tail};
 use super::convolution::{Kernel, Purpose, Scratch, sized};
 use super::norm::{Affine, Statistics};
 use super::{composed, dtype_of, for_real, stored, values, with_values};
-use crate::vector::Real;
 use crate::parallel::map_with;
+use crate::vector::Real;
 
 /// Images that go through the blocks together, at most. Has no influence on the result.
 const IMAGES: usize = 24;

@@ -4,6 +4,7 @@
 //! of a share of the images, in order, and then over the shares, in order.
 
 mod geometry;
+mod padded;
 mod unfold;
 mod winograd;
 
@@ -19,8 +20,8 @@ use unfold::Unfold;
 use winograd::Winograd;
 
 use super::{composed, dtype_of, for_real, stored, values, with_values};
-use crate::vector::{Real, vectorised};
 use crate::parallel::map_with;
+use crate::vector::{Real, vectorised};
 
 /// Shares of the images whose weight gradients are summed up apart, at most, and the values that more than two such sums may take. Fixed, so that the
 /// order of addition does not depend on the number of threads.

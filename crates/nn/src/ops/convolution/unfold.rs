@@ -1,10 +1,8 @@
 //! Convolution by unfolding: the windows of a group of images become the rows of a matrix (im2col), so that the result is `windows · weight`,
 //! the gradient of the windows `gradient · weightᵀ`, and that of the weight `windowsᵀ · gradient`.
 
-use std::ops::Range;
-
 use super::geometry::{Convolution, Geometry};
-use super::{Gradients, Purpose, Scratch, Way, sized};
+use super::{Gradients, Purpose, Scratch, Way, padded, sized};
 use crate::matrix::{Matrix, Panels, multiply};
 use crate::vector::{Real, vectorised};
 
@@ -20,6 +18,7 @@ pub(super) struct Unfold<T> {
 /// Buffers that serve one group after the other.
 #[derive(Default)]
 pub(super) struct Buffers<T> {
+    padded: Vec<T>,
     windows: Vec<T>,
     window_gradient: Vec<T>,
     panels: Vec<T>,
@@ -42,77 +41,66 @@ impl<T: Real> Unfold<T> {
         (kernel_height, kernel_width, convolution) == (1, 1, Convolution { stride: 1, padding: 0 })
     }
 
-    /// Visits each run of pixels that one row of a window reads: `visit(window index, image index, length)`.
+    /// Visits each run of pixels that one row of a window reads: `visit(window index, index in the padded image, length)`.
     #[inline(always)]
-    fn walk(&self, images: usize, mut visit: impl FnMut(usize, usize, usize)) {
-        let Geometry { height, width, channels, kernel_height, kernel_width, rows, columns, convolution, .. } = self.geometry;
-        let Convolution { stride, padding } = convolution;
-        let (taps, mut window) = (self.geometry.taps(), 0);
-        for image in 0..images {
-            for row in 0..rows {
-                let (kernel_rows, top) = inside(row * stride, padding, kernel_height, height);
-                for column in 0..columns {
-                    let (kernel_columns, left) = inside(column * stride, padding, kernel_width, width);
-                    for (line, kernel_row) in kernel_rows.clone().enumerate() {
-                        let first_tap = (kernel_row * kernel_width + kernel_columns.start) * channels;
-                        let pixel = ((image * height + top + line) * width + left) * channels;
-                        visit(window + first_tap, pixel, kernel_columns.len() * channels);
-                    }
-                    window += taps;
+    fn for_each_run(&self, mut visit: impl FnMut(usize, usize, usize)) {
+        let Geometry { channels, kernel_height, kernel_width, rows, columns, convolution, .. } = self.geometry;
+        let (padded_row, length, mut window) = (padded::row(&self.geometry), kernel_width * channels, 0);
+        for row in 0..rows {
+            for column in 0..columns {
+                let corner = row * convolution.stride * padded_row + column * convolution.stride * channels;
+                for kernel_row in 0..kernel_height {
+                    visit(window, corner + kernel_row * padded_row, length);
+                    window += length;
                 }
             }
         }
     }
 
     /// The windows of some images, [images · positions, taps].
-    fn windows<'a>(&self, input: &'a [T], buffer: &'a mut Vec<T>) -> &'a [T] {
+    fn windows<'a>(&self, input: &'a [T], windows: &'a mut Vec<T>, padded: &mut Vec<T>) -> &'a [T] {
         if self.is_pointwise() {
             return input;
         }
-        let images = input.len() / self.geometry.image();
-        let windows = sized(buffer, images * self.geometry.positions() * self.geometry.taps());
+        let (images, of_image) = (input.len() / self.geometry.image(), self.geometry.positions() * self.geometry.taps());
+        let (windows, padded) = (sized(windows, images * of_image), sized(padded, padded::size(&self.geometry)));
         vectorised(
             #[inline(always)]
             || {
-                if self.geometry.convolution.padding > 0 {
-                    windows.fill(T::default());
+                padded.fill(T::default());
+                for (image, windows) in input.chunks_exact(self.geometry.image()).zip(windows.chunks_exact_mut(of_image)) {
+                    padded::write(&self.geometry, image, padded);
+                    self.for_each_run(
+                        #[inline(always)]
+                        |window, pixel, length| copy(&padded[pixel..pixel + length], &mut windows[window..window + length]),
+                    );
                 }
-                self.walk(
-                    images,
-                    #[inline(always)]
-                    |window, pixel, length| copy(&input[pixel..pixel + length], &mut windows[window..window + length]),
-                );
             },
         );
         windows
     }
 
     /// The sum of the windows' gradients at the pixels that they were read from.
-    fn fold(&self, windows: &[T], input: &mut [T]) {
+    fn fold(&self, windows: &[T], padded: &mut Vec<T>, input: &mut [T]) {
+        let (of_image, padded) = (self.geometry.positions() * self.geometry.taps(), sized(padded, padded::size(&self.geometry)));
         vectorised(
             #[inline(always)]
             || {
-                input.fill(T::default());
-                self.walk(
-                    input.len() / self.geometry.image(),
-                    #[inline(always)]
-                    |window, pixel, length| {
-                        let (pixels, window) = (&mut input[pixel..pixel + length], &windows[window..window + length]);
-                        for (pixel, value) in pixels.iter_mut().zip(window) {
-                            *pixel += *value;
-                        }
-                    },
-                );
+                for (image, windows) in input.chunks_exact_mut(self.geometry.image()).zip(windows.chunks_exact(of_image)) {
+                    padded.fill(T::default());
+                    self.for_each_run(
+                        #[inline(always)]
+                        |window, pixel, length| {
+                            for (pixel, value) in padded[pixel..pixel + length].iter_mut().zip(&windows[window..window + length]) {
+                                *pixel += *value;
+                            }
+                        },
+                    );
+                    padded::read(&self.geometry, padded, image);
+                }
             },
         );
     }
-}
-
-/// The rows of a kernel that lie inside of the image, and the image's row that the first of them reads; or the same for columns.
-#[inline(always)]
-fn inside(start: usize, padding: usize, kernel: usize, size: usize) -> (Range<usize>, usize) {
-    let first = padding.saturating_sub(start).min(kernel);
-    (first..(size + padding).saturating_sub(start).clamp(first, kernel), (start + first).saturating_sub(padding))
 }
 
 /// Copies a few values. Of eight at a time, the last ones twice over: a call for each would take longer.
@@ -147,7 +135,7 @@ impl<T: Real> Way<T> for Unfold<T> {
 
     fn forward(&self, input: &[T], output: &mut [T], Scratch { unfold: scratch, .. }: &mut Scratch<T>) {
         let (taps, outputs) = (self.geometry.taps(), self.geometry.outputs);
-        let windows = self.windows(input, &mut scratch.windows);
+        let windows = self.windows(input, &mut scratch.windows, &mut scratch.padded);
         multiply(Matrix::new(windows, output.len() / outputs, taps), Panels::new(&self.weight, taps, outputs), output, false);
     }
 
@@ -161,11 +149,11 @@ impl<T: Real> Way<T> for Unfold<T> {
             } else {
                 let window_gradient = sized(&mut scratch.window_gradient, rows * taps);
                 multiply(gradient, Panels::new(&self.weight, outputs, taps), window_gradient, false);
-                self.fold(window_gradient, input_gradient);
+                self.fold(window_gradient, &mut scratch.padded, input_gradient);
             }
         }
         if let Some(weight_gradient) = gradients.weight {
-            let windows = self.windows(input, &mut scratch.windows);
+            let windows = self.windows(input, &mut scratch.windows, &mut scratch.padded);
             let gradient = Panels::lay_out(gradient, &mut scratch.panels);
             multiply(Matrix::new(windows, rows, taps).transposed(), gradient, weight_gradient, true);
         }
