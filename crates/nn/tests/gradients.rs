@@ -225,8 +225,10 @@ fn operations_agree_with_those_composed_of_candles() {
             |values| Ok(composed::conv_block(&values[0], &values[1], [&values[2], &values[3], &values[4]], BLOCK, normalisation)?.0),
         );
     }
-    for (shape, outputs) in [([2, 6, 7, 2], [3, 2]), ([101, 8, 4, 3], [9, 17]), ([1, 5, 6, 9], [8, 16])] {
-        for first in [BLOCK, Block { pool: false, ..BLOCK }] {
+    let [padding_0, padding_2] = [0, 2].map(|padding| Block { convolution: Convolution { stride: 1, padding }, ..BLOCK });
+    let runs = [([2, 6, 7, 2], [3, 2]), ([101, 8, 6, 3], [9, 17]), ([1, 6, 6, 9], [8, 16]), ([3, 7, 9, 1], [4, 3]), ([2, 9, 6, 4], [5, 2])];
+    for (shape, outputs) in runs {
+        for first in [BLOCK, Block { pool: false, ..BLOCK }, Block { rectify: false, ..BLOCK }, padding_0, padding_2] {
             let (input, blocks) = run_of_blocks(shape, outputs, first);
             assert_agree(
                 &format!("frozen_blocks {shape:?} {first:?}"),

@@ -125,6 +125,10 @@ impl Tail {
         Ok(Self { geometry, block })
     }
 
+    pub(super) fn pools(&self) -> bool {
+        self.block.pool
+    }
+
     pub(super) fn output_shape(&self) -> (usize, usize, usize, usize) {
         let Geometry { count, rows, columns, outputs, .. } = self.geometry;
         let window = if self.block.pool { 2 } else { 1 };

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::block::{Block, Tail};
-use super::convolution::{Kernel, Purpose, Scratch, sized};
+use super::convolution::{Chosen, Kernel, Purpose, Scratch, sized};
 use super::norm::{Affine, Statistics};
 use super::{composed, dtype_of, for_real, stored, values, with_values};
 use crate::parallel::map_with;
@@ -72,6 +72,8 @@ struct Operation {
 /// A block laid out for one direction.
 struct Prepared<T> {
     kernel: Kernel<T>,
+    /// What leads the gradient back instead of the kernel, where that is less work.
+    chosen: Option<Chosen<T>>,
     /// Bias, normalisation, scale and shift.
     affine: Vec<Affine<T>>,
     tail: Tail,
@@ -81,6 +83,7 @@ struct Prepared<T> {
 #[derive(Default)]
 struct Buffers<T> {
     scratch: Scratch<T>,
+    padded: Vec<T>,
     /// What goes into a block, and what comes out of it.
     values: [Vec<T>; 2],
 }
@@ -93,9 +96,12 @@ impl Operation {
                 // A bias shifts what is normalised, so that it comes to the same as another mean.
                 let mean = mean.iter().zip(arguments[1]).map(|(mean, bias)| mean - bias.to_f64()).collect();
                 let statistics = Statistics { mean, variance: variance.clone(), count: 0 };
+                let affine = statistics.affine(arguments[2], arguments[3]);
+                let chosen = purpose == Purpose::InputGradient && tail.pools() && Chosen::<T>::fits(&tail.geometry);
                 Ok(Prepared {
                     kernel: Kernel::new(tail.geometry, arguments[0], purpose),
-                    affine: statistics.affine(arguments[2], arguments[3]),
+                    chosen: chosen.then(|| Chosen::new(tail.geometry, arguments[0], affine.iter().map(|affine| affine.factor))),
+                    affine,
                     tail: *tail,
                 })
             })
@@ -119,7 +125,7 @@ fn forward<T: Real>(blocks: &[Prepared<T>], input: &[T], output: &mut [T], buffe
     let images = input.len() / blocks[0].tail.geometry.image();
     let [mut from, mut to] = std::mem::take(&mut buffers.values);
     let mut choices = Vec::new();
-    for (index, Prepared { kernel, affine, tail }) in blocks.iter().enumerate() {
+    for (index, Prepared { kernel, affine, tail, .. }) in blocks.iter().enumerate() {
         let size = tail.output_image();
         let source = if index == 0 { input } else { &from[..images * tail.geometry.image()] };
         let target = if index + 1 == blocks.len() { &mut *output } else { sized(&mut to, images * size) };
@@ -148,19 +154,23 @@ fn forward<T: Real>(blocks: &[Prepared<T>], input: &[T], output: &mut [T], buffe
 fn backward<T: Real>(blocks: &[Prepared<T>], choices: &[Vec<u8>], gradient: &[T], input_gradient: &mut [T], buffers: &mut Buffers<T>) {
     let images = input_gradient.len() / blocks[0].tail.geometry.image();
     let [mut from, mut to] = std::mem::take(&mut buffers.values);
-    for (index, (Prepared { kernel, affine, tail }, choices)) in blocks.iter().zip(choices).enumerate().rev() {
+    for (index, (Prepared { kernel, chosen, affine, tail }, choices)) in blocks.iter().zip(choices).enumerate().rev() {
         let size = tail.output_image();
         let source = if index + 1 == blocks.len() { gradient } else { &from[..images * size] };
         let target = if index == 0 { &mut *input_gradient } else { sized(&mut to, images * tail.geometry.image()) };
-        kernel.backward_on_thread(
-            target,
-            &mut buffers.scratch,
-            #[inline(always)]
-            |images, into| {
-                let range = images.start * size..images.end * size;
-                tail.gradient_of_choices(&choices[range.clone()], &source[range], affine, into);
-            },
-        );
+        if let Some(chosen) = chosen {
+            chosen.backward(choices, source, target, &mut buffers.padded);
+        } else {
+            kernel.backward_on_thread(
+                target,
+                &mut buffers.scratch,
+                #[inline(always)]
+                |images, into| {
+                    let range = images.start * size..images.end * size;
+                    tail.gradient_of_choices(&choices[range.clone()], &source[range], affine, into);
+                },
+            );
+        }
         std::mem::swap(&mut from, &mut to);
     }
     buffers.values = [from, to];

@@ -3,6 +3,7 @@
 //! Images are worked on in small groups that stay in the cache, each by one thread. The gradient of the weight is summed up over the groups
 //! of a share of the images, in order, and then over the shares, in order.
 
+mod chosen;
 mod geometry;
 mod padded;
 mod unfold;
@@ -14,6 +15,7 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+pub(super) use chosen::Chosen;
 pub use geometry::Convolution;
 pub(super) use geometry::Geometry;
 use unfold::Unfold;
