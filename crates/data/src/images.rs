@@ -33,11 +33,13 @@ pub struct Shape {
 /// # Errors
 /// Names the first image that cannot be decoded, or that has another shape than the first.
 pub fn decode(cells: &[Cell], shape: Shape, place: impl Fn(usize) -> String + Sync) -> anyhow::Result<Array<u8>> {
-    let decoded: Vec<(Vec<u8>, [usize; 3])> = cells
+    let results: Vec<anyhow::Result<_>> = cells
         .par_iter()
         .enumerate()
         .map(|(row, cell)| decode_one(cell, shape).with_context(|| format!("cannot use the image {}", place(row))))
-        .collect::<anyhow::Result<_>>()?;
+        .collect();
+    // One after the other, so that of several that are broken it is always the first that is named.
+    let decoded: Vec<(Vec<u8>, [usize; 3])> = results.into_iter().collect::<anyhow::Result<_>>()?;
     let Some((_, first)) = decoded.first() else { bail!("there is no image") };
     let first = *first;
     if let Some((row, (_, other))) = decoded.iter().enumerate().find(|(_, (_, other))| *other != first) {
@@ -142,6 +144,16 @@ mod tests {
     fn padding_surrounds_each_plane_with_zeros() {
         let padded = decode(&[Cell::Planes(vec![5], [1, 1, 1])], Shape { pad: 1, ..AS_IS }, |_| "0".into()).unwrap();
         assert_eq!((padded.shape, padded.data), (vec![1, 1, 3, 3], vec![0, 0, 0, 0, 5, 0, 0, 0, 0]));
+    }
+
+    #[test]
+    fn of_several_broken_images_the_first_is_named() {
+        let whole = || Cell::Planes(vec![0], [1, 1, 1]);
+        let cells: Vec<Cell> = (0..200).map(|row| if row < 7 { whole() } else { Cell::Encoded(vec![1, 2, 3]) }).collect();
+        for _ in 0..50 {
+            let error = decode(&cells, AS_IS, |row| format!("number {row}.")).unwrap_err();
+            assert!(format!("{error:#}").contains("number 7."), "{error:#}");
+        }
     }
 
     #[test]
