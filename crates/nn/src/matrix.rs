@@ -287,10 +287,10 @@ impl<T: Real> Block<T> {
                     #[inline(always)]
                     |vector| Lanes::read(simd, panel.add(vector * Lanes::<S, T>::COUNT), Lanes::<S, T>::COUNT),
                 );
-                for row in 0..HEIGHT {
+                for (row, sums) in sums.iter_mut().enumerate() {
                     let factor = Lanes::splat(simd, *left.add(row * self.row_stride));
-                    for vector in 0..WIDTH {
-                        sums[row][vector] = factor.times_plus(values[vector], sums[row][vector]);
+                    for (sum, value) in sums.iter_mut().zip(values) {
+                        *sum = factor.times_plus(value, *sum);
                     }
                 }
                 panel = panel.add(PANEL);
