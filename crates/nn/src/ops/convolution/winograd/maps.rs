@@ -10,7 +10,7 @@ use crate::vector::{Lanes, Real};
 /// takes `$value` there. No function, since one that is handed a map calls it out of line.
 macro_rules! both_ways {
     ($simd:expr, $map:ident, $columns:expr => $rows:expr, ($i:ident, $j:ident) => $load:expr, $value:ident => $store:expr) => {{
-        // Not filled with zeros, which would take a tenth of the time.
+        // Not filled with zeros, which would be a call for each tile.
         let mut tile = [[const { std::mem::MaybeUninit::<Lanes<S, T>>::uninit() }; SIDE]; SIDE];
         for $j in 0..$columns {
             let mut column = [Lanes::zero($simd); SIDE];
