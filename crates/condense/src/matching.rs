@@ -38,9 +38,7 @@ impl<'a> Matching<'a> {
             bail!("{} samples do not make buckets of {sizes:?}", samples.len());
         }
         let samples = Arc::new(samples.clone());
-        let starts = sizes.iter().scan(0, |start, size| Some(std::mem::replace(start, *start + size)));
-        let buckets: Vec<Range<usize>> = starts.zip(sizes).map(|(start, size)| start..start + size).collect();
-        let several: Vec<_> = buckets.into_iter().filter(|bucket| bucket.len() > 1).collect();
+        let several: Vec<_> = one_after_another(sizes.iter().copied()).into_iter().filter(|bucket| bucket.len() > 1).collect();
         let moving = if several.is_empty() { None } else { Some(Moving::new(network, &samples, several)?) };
         Ok(Self { network, samples, sizes: sizes.to_vec(), moving })
     }
@@ -124,17 +122,9 @@ struct WeightedSum {
     buckets: Vec<Range<usize>>,
 }
 
-impl WeightedSum {
-    /// For each bucket its images, and their places among the weights.
-    fn places(&self) -> Vec<(Range<usize>, Range<usize>)> {
-        let mut start = 0;
-        let place = |bucket: &Range<usize>| {
-            let weights = start..start + bucket.len();
-            start = weights.end;
-            (bucket.clone(), weights)
-        };
-        self.buckets.iter().map(place).collect()
-    }
+/// The ranges of these sizes, one after another from 0.
+fn one_after_another(sizes: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
+    sizes.scan(0, |end, size| Some(std::mem::replace(end, *end + size)..*end)).collect()
 }
 
 impl CustomOp1 for WeightedSum {
@@ -150,7 +140,9 @@ impl CustomOp1 for WeightedSum {
         let shape: Vec<usize> = std::iter::once(self.buckets.len()).chain(self.samples.shape().iter().copied()).collect();
         let mut images = vec![0.0; shape.iter().product()];
         let targets = images.par_chunks_mut(self.samples.shape().iter().product());
-        targets.zip(self.places()).for_each(|(image, (bucket, place))| self.samples.weighted_sum(bucket, &weights[place], image));
+        let places = one_after_another(self.buckets.iter().map(Range::len));
+        let buckets = self.buckets.par_iter().zip(places);
+        targets.zip(buckets).for_each(|(image, (bucket, place))| self.samples.weighted_sum(bucket.clone(), &weights[place], image));
         Ok((CpuStorage::F32(images), shape.into()))
     }
 

@@ -70,13 +70,30 @@ struct Operation {
 }
 
 /// A block laid out for one direction.
-struct Prepared<T> {
-    kernel: Kernel<T>,
-    /// What leads the gradient back instead of the kernel, where that is less work.
-    chosen: Option<Chosen<T>>,
+struct Prepared<T, W> {
+    /// The convolution.
+    way: W,
     /// Bias, normalisation, scale and shift.
     affine: Vec<Affine<T>>,
     tail: Tail,
+}
+
+/// What leads the gradient back through a convolution.
+enum WayBack<T> {
+    /// The gradient of all of its result.
+    Dense(Kernel<T>),
+    /// That of the chosen pixels alone, where it is less work.
+    Chosen(Chosen<T>),
+}
+
+impl<T: Real> WayBack<T> {
+    fn new(tail: &Tail, weight: &[T], affine: &[Affine<T>]) -> Self {
+        if tail.pools() && Chosen::<T>::fits(&tail.geometry) {
+            Self::Chosen(Chosen::new(tail.geometry, weight, affine.iter().map(|affine| affine.factor)))
+        } else {
+            Self::Dense(Kernel::new(tail.geometry, weight, Purpose::InputGradient))
+        }
+    }
 }
 
 /// Buffers that serve one group of images after the other.
@@ -89,7 +106,8 @@ struct Buffers<T> {
 }
 
 impl Operation {
-    fn prepared<T: Real>(&self, purpose: Purpose) -> Result<Vec<Prepared<T>>> {
+    /// The blocks, each with what `way` makes of its weight.
+    fn prepared<T: Real, W>(&self, way: impl Fn(&Tail, &[T], &[Affine<T>]) -> W) -> Result<Vec<Prepared<T, W>>> {
         let blocks = self.blocks.iter().map(|(block, tail)| {
             let FrozenBlock { weight, parameters: [bias, scale, shift], mean, variance, .. } = block;
             with_values::<T, _>(&[weight, bias, scale, shift], |arguments| {
@@ -97,13 +115,7 @@ impl Operation {
                 let mean = mean.iter().zip(arguments[1]).map(|(mean, bias)| mean - bias.to_f64()).collect();
                 let statistics = Statistics { mean, variance: variance.clone(), count: 0 };
                 let affine = statistics.affine(arguments[2], arguments[3]);
-                let chosen = purpose == Purpose::InputGradient && tail.pools() && Chosen::<T>::fits(&tail.geometry);
-                Ok(Prepared {
-                    kernel: Kernel::new(tail.geometry, arguments[0], purpose),
-                    chosen: chosen.then(|| Chosen::new(tail.geometry, arguments[0], affine.iter().map(|affine| affine.factor))),
-                    affine,
-                    tail: *tail,
-                })
+                Ok(Prepared { way: way(tail, arguments[0], &affine), affine, tail: *tail })
             })
         });
         blocks.collect()
@@ -121,11 +133,17 @@ impl Operation {
 }
 
 /// Takes a few images through the blocks; returns the choices of each block where they are wanted.
-fn forward<T: Real>(blocks: &[Prepared<T>], input: &[T], output: &mut [T], buffers: &mut Buffers<T>, notes_choices: bool) -> Vec<Vec<u8>> {
+fn forward<T: Real>(
+    blocks: &[Prepared<T, Kernel<T>>],
+    input: &[T],
+    output: &mut [T],
+    buffers: &mut Buffers<T>,
+    notes_choices: bool,
+) -> Vec<Vec<u8>> {
     let images = input.len() / blocks[0].tail.geometry.image();
     let [mut from, mut to] = std::mem::take(&mut buffers.values);
     let mut choices = Vec::new();
-    for (index, Prepared { kernel, affine, tail, .. }) in blocks.iter().enumerate() {
+    for (index, Prepared { way: kernel, affine, tail }) in blocks.iter().enumerate() {
         let size = tail.output_image();
         let source = if index == 0 { input } else { &from[..images * tail.geometry.image()] };
         let target = if index + 1 == blocks.len() { &mut *output } else { sized(&mut to, images * size) };
@@ -151,17 +169,22 @@ fn forward<T: Real>(blocks: &[Prepared<T>], input: &[T], output: &mut [T], buffe
 }
 
 /// Takes the gradient of a few images back through the blocks.
-fn backward<T: Real>(blocks: &[Prepared<T>], choices: &[Vec<u8>], gradient: &[T], input_gradient: &mut [T], buffers: &mut Buffers<T>) {
+fn backward<T: Real>(
+    blocks: &[Prepared<T, WayBack<T>>],
+    choices: &[Vec<u8>],
+    gradient: &[T],
+    input_gradient: &mut [T],
+    buffers: &mut Buffers<T>,
+) {
     let images = input_gradient.len() / blocks[0].tail.geometry.image();
     let [mut from, mut to] = std::mem::take(&mut buffers.values);
-    for (index, (Prepared { kernel, chosen, affine, tail }, choices)) in blocks.iter().zip(choices).enumerate().rev() {
+    for (index, (Prepared { way, affine, tail }, choices)) in blocks.iter().zip(choices).enumerate().rev() {
         let size = tail.output_image();
         let source = if index + 1 == blocks.len() { gradient } else { &from[..images * size] };
         let target = if index == 0 { &mut *input_gradient } else { sized(&mut to, images * tail.geometry.image()) };
-        if let Some(chosen) = chosen {
-            chosen.backward(choices, source, target, &mut buffers.padded);
-        } else {
-            kernel.backward_on_thread(
+        match way {
+            WayBack::Chosen(chosen) => chosen.backward(choices, source, target, &mut buffers.padded),
+            WayBack::Dense(kernel) => kernel.backward_on_thread(
                 target,
                 &mut buffers.scratch,
                 #[inline(always)]
@@ -169,7 +192,7 @@ fn backward<T: Real>(blocks: &[Prepared<T>], choices: &[Vec<u8>], gradient: &[T]
                     let range = images.start * size..images.end * size;
                     tail.gradient_of_choices(&choices[range.clone()], &source[range], affine, into);
                 },
-            );
+            ),
         }
         std::mem::swap(&mut from, &mut to);
     }
@@ -183,7 +206,7 @@ impl CustomOp1 for Operation {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         for_real!(dtype_of(storage), T => {
-            let (blocks, input) = (self.prepared::<T>(Purpose::Forward)?, values::<T>(storage, layout)?);
+            let (blocks, input) = (self.prepared::<T, _>(|tail, weight, _| Kernel::new(tail.geometry, weight, Purpose::Forward))?, values::<T>(storage, layout)?);
             let shape = self.blocks[self.blocks.len() - 1].1.output_shape();
             let mut output = vec![T::default(); shape.0 * self.output_image()];
             let groups = output.chunks_mut(self.images * self.output_image()).zip(input.chunks(self.images * self.image()));
@@ -196,7 +219,7 @@ impl CustomOp1 for Operation {
     fn bwd(&self, input: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         let choices = self.choices.lock().expect("no thread panicked");
         for_real!(input.dtype(), T => with_values::<T, _>(&[gradient], |arguments| {
-            let blocks = self.prepared::<T>(Purpose::InputGradient)?;
+            let blocks = self.prepared::<T, _>(WayBack::new)?;
             let mut result = vec![T::default(); input.elem_count()];
             let groups = result.chunks_mut(self.images * self.image()).zip(arguments[0].chunks(self.images * self.output_image()));
             map_with(groups.zip(&*choices), |buffers, ((result, gradient), choices)| backward(&blocks, choices, gradient, result, buffers));
