@@ -8,6 +8,7 @@ use crate::catalogue::Catalogue;
 use crate::metrics;
 use crate::session::{Session, workspace};
 use crate::show::{self, GraphFormat};
+use crate::store::Care;
 use crate::table::Format;
 use crate::{bench, regress, run, times};
 
@@ -54,6 +55,9 @@ enum Command {
         /// Run even what is cached.
         #[arg(long)]
         force: bool,
+        /// Read every result whole before it is used, so that damage which left size and time of a file alone is found, and mended.
+        #[arg(long)]
+        verify: bool,
         /// Say what would run, and run nothing.
         #[arg(long)]
         dry_run: bool,
@@ -143,9 +147,13 @@ enum Command {
 impl CommandLine {
     pub(crate) fn execute(self) -> anyhow::Result<()> {
         match self.command {
-            Command::Run { target, only, from, force, dry_run, threads, profile } => {
+            Command::Run { target, only, from, force, verify, dry_run, threads, profile } => {
                 let request = run::Request { only, from, force, dry: dry_run, threads: threads.map(usize::from), profile };
-                run::run(&target.open()?, &request)
+                let mut session = target.open()?;
+                if verify {
+                    session.care = Care::Bytes;
+                }
+                run::run(&session, &request)
             }
             Command::Status { target } => {
                 run::status(&target.open()?);

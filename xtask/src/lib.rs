@@ -8,6 +8,7 @@ mod cli;
 mod diagnostic;
 mod fingerprint;
 mod metrics;
+mod names;
 mod pipeline;
 mod plan;
 mod process;

@@ -10,9 +10,6 @@ use crate::reasons::in_one_line;
 use crate::session::{Known, Session, State, coordinates};
 use crate::table::{self, Format};
 
-/// The scores that come first, and are there in every row.
-const FIRST: [&str; 4] = ["retain_accuracy", "forget_accuracy", "test_accuracy", "mia_accuracy"];
-
 /// One judged model.
 #[derive(Debug, Clone)]
 pub(crate) struct Row {
@@ -87,19 +84,17 @@ fn row(session: &Session, index: usize, known: &Known) -> anyhow::Result<Row> {
 }
 
 impl Row {
-    fn to_json(&self, pipeline: &str) -> Value {
+    /// As JSON, with `names` as keys even where this row lacks the number.
+    fn to_json(&self, pipeline: &str, names: &[&str]) -> Value {
         let mut map = Map::new();
         map.insert("pipeline".into(), json!(pipeline));
         map.insert("seed".into(), json!(self.seed));
         map.insert("method".into(), json!(self.method));
-        for name in FIRST {
+        for &name in names {
             map.insert(name.into(), json!(self.scalars.get(name)));
         }
         map.insert("unlearn_seconds".into(), json!(self.unlearn_seconds));
         map.insert("request_seconds".into(), json!(self.request_seconds));
-        for (name, value) in self.scalars.iter().filter(|(name, _)| !FIRST.contains(&name.as_str())) {
-            map.insert(name.clone(), json!(value));
-        }
         map.insert("absent".into(), json!(self.absent));
         map.insert("stage".into(), json!(self.stage));
         map.insert("instance".into(), json!(self.instance));
@@ -112,16 +107,16 @@ impl Row {
 pub(crate) fn print(session: &Session, format: Format) -> anyhow::Result<()> {
     let (rows, _) = rows(session)?;
     let pipeline = session.pipeline_name();
+    let names: BTreeSet<&str> = rows.iter().flat_map(|row| row.scalars.keys().chain(row.absent.keys())).map(String::as_str).collect();
+    // What most rows have comes first.
+    let mut names: Vec<&str> = names.into_iter().collect();
+    names.sort_by_key(|name| std::cmp::Reverse(rows.iter().filter(|row| row.scalars.contains_key(*name)).count()));
     if format == Format::Json {
-        println!("{:#}", Value::Array(rows.iter().map(|row| row.to_json(pipeline)).collect()));
+        println!("{:#}", Value::Array(rows.iter().map(|row| row.to_json(pipeline, &names)).collect()));
         return Ok(());
     }
-    let others: BTreeSet<&str> =
-        rows.iter().flat_map(|row| row.scalars.keys()).map(String::as_str).filter(|name| !FIRST.contains(name)).collect();
-    let mut heading = vec!["method", "seed"];
-    heading.extend(FIRST);
-    heading.extend(["unlearn_seconds", "request_seconds"]);
-    heading.extend(&others);
+    let mut heading = vec!["method", "seed", "unlearn_seconds", "request_seconds"];
+    heading.extend(&names);
     heading.extend(["instance", "pipeline"]);
     let mut cells = vec![heading.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()];
     for row in &rows {
@@ -131,9 +126,8 @@ pub(crate) fn print(session: &Session, format: Format) -> anyhow::Result<()> {
                 .map_or(String::new(), |value| if format == Format::Csv { value.to_string() } else { format!("{value:.4}") })
         };
         let mut line = vec![row.method.clone(), row.seed.map_or(String::new(), |seed| seed.to_string())];
-        line.extend(FIRST.iter().map(|name| number(name)));
         line.extend([row.unlearn_seconds, row.request_seconds].map(|seconds| format!("{seconds:.3}")));
-        line.extend(others.iter().map(|name| number(name)));
+        line.extend(names.iter().map(|name| number(name)));
         line.extend([row.instance.clone(), pipeline.to_owned()]);
         cells.push(line);
     }

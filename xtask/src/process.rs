@@ -6,14 +6,13 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use dcu_artifact::{Producer, Provenance};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::plan::Task;
 use crate::session::{Known, Session};
-use crate::store::{Draft, Key, Made, Phases, Profile, Seconds, Store};
+use crate::store::{Draft, Key, Made, Phases, Profile, Seconds};
 
 /// How stages are run.
 #[derive(Debug, Clone, Copy)]
@@ -63,17 +62,15 @@ struct Parts {
 /// Runs an instance; its outputs lie in the draft afterwards.
 pub(crate) fn run(session: &Session, index: usize, known: &Known, draft: &Draft, key: &Key, options: Options) -> anyhow::Result<Finished> {
     let instance = &session.plan.instances[index];
-    let files: BTreeMap<&String, String> =
-        instance.outputs.iter().map(|output| (&output.name, file_name(&output.name, &output.schema))).collect();
     let mut command = command(session, index, draft, options)?;
     for (name, sources) in &instance.inputs {
         for source in sources {
             let stored = known[source.instance].as_ref().context("an input was not made")?;
-            command.arg("--in").arg(format!("{name}={}", stored.path(&source.output).display()));
+            command.arg("--in").arg(named(name, &stored.path(&source.output)));
         }
     }
-    for (name, file) in &files {
-        command.arg("--out").arg(format!("{name}={}", draft.path(file).display()));
+    for output in &instance.outputs {
+        command.arg("--out").arg(named(&output.name, &draft.output(&output.name, &output.schema)));
     }
     let is_method = matches!(instance.task, Task::Method { .. });
     if is_method {
@@ -90,25 +87,24 @@ pub(crate) fn run(session: &Session, index: usize, known: &Known, draft: &Draft,
         Err(_) => (Seconds { compute: total, total, ..Seconds::default() }, None),
     };
     let parts = session.parts(index, known).ok().context("its inputs are known")?;
-    let outside = (!is_method).then(|| Provenance {
-        producer: Producer { crate_name: "outside".into(), method: instance.stage.clone(), version: 0 },
-        parameters: parts.parameters.clone(),
-        seed: parts.seed,
-        inputs: parts.inputs.clone(),
-        externals: parts.code.files.clone(),
-    });
+    let provenance = session.provenance(index, &parts);
     let mut outputs = BTreeMap::new();
     for output in &instance.outputs {
-        let file = &files[&output.name];
-        let made = Store::examine(draft, file, &output.schema, outside.as_ref())
+        let made = session
+            .store
+            .take_in(draft, &output.name, &output.schema, &provenance, !is_method)
             .with_context(|| format!("its output `{}` cannot be used", output.name))?;
         outputs.insert(output.name.clone(), made);
     }
     Ok(Finished { outputs, seconds, profile: Profile { phases, peak_memory } })
 }
 
-fn file_name(output: &str, schema: &str) -> String {
-    format!("{output}.{}", schema.strip_prefix("file/").unwrap_or("safetensors"))
+/// `NAME=PATH`, whatever bytes the path has.
+fn named(name: &str, path: &std::path::Path) -> std::ffi::OsString {
+    let mut argument = std::ffi::OsString::from(name);
+    argument.push("=");
+    argument.push(path);
+    argument
 }
 
 /// The command with all that does not depend on inputs and outputs.

@@ -1,16 +1,18 @@
 //! `cargo xtask run`: brings the results of a pipeline up to date.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context as _;
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
-use crate::plan::Instance;
+use crate::names::file_name;
+use crate::plan::{Instance, Task};
 use crate::process::{self, Options, StageFailure};
 use crate::reasons::{Reason, in_one_line};
 use crate::session::{Known, Session, State};
-use crate::store::{Record, Seconds, Stored, cpu_features, create_folder};
+use crate::store::{Record, Seconds, Stored, cpu_features};
 
 /// What to run, and how.
 #[derive(Debug, Default)]
@@ -26,6 +28,9 @@ pub(crate) struct Request {
     pub(crate) profile: bool,
 }
 
+/// How often a stage is started again after an input of it turned out to be damaged and was made anew.
+const MOST_REPAIRS: usize = 3;
+
 /// Runs what is stale, in order, and stops at the first failure. What was finished until then is kept.
 pub(crate) fn run(session: &Session, request: &Request) -> anyhow::Result<()> {
     let begin = Instant::now();
@@ -33,9 +38,14 @@ pub(crate) fn run(session: &Session, request: &Request) -> anyhow::Result<()> {
     if request.dry {
         return dry_run(session, &selected, request.force);
     }
+    session.store.sweep();
+    let order = order(session);
     let mut known: Known = vec![None; session.plan.instances.len()];
-    let (mut ran, mut cached) = (0, 0);
-    for (index, instance) in session.plan.instances.iter().enumerate() {
+    let (mut ran, mut cached) = (BTreeSet::new(), BTreeSet::new());
+    let (mut position, mut repairs) = (0, 0);
+    while let Some(&index) = order.get(position) {
+        position += 1;
+        let instance = &session.plan.instances[index];
         let state = session.state(index, &known);
         if !selected.contains(&index) {
             if let State::Cached(stored) = state {
@@ -49,21 +59,39 @@ pub(crate) fn run(session: &Session, request: &Request) -> anyhow::Result<()> {
             let help = Some("run without `--only` and `--from`, or name it too".into());
             return Err(Diagnostics::from(Diagnostic { place: None, message, help }).into());
         }
-        let (stored, reasons) = bring_up_to_date(session, index, &known, state, request)?;
+        let (stored, reasons) = match bring_up_to_date(session, index, &known, state, request, ran.contains(&index)) {
+            Ok(done) => done,
+            Err(error) => {
+                let damaged = forget_damaged_inputs(session, index, &known);
+                repairs += 1;
+                let makers_are_selected = damaged.iter().all(|maker| selected.contains(maker));
+                let Some(first) = order.iter().position(|index| damaged.contains(index)).filter(|_| makers_are_selected && repairs <= MOST_REPAIRS)
+                else {
+                    return Err(error);
+                };
+                position = first;
+                order[first..].iter().for_each(|&later| known[later] = None);
+                continue;
+            }
+        };
         match reasons {
+            None if ran.contains(&index) => {}
             None => {
-                cached += 1;
-                eprintln!("  cached  {}", instance.name);
+                if cached.insert(index) {
+                    eprintln!("  cached  {}", instance.name);
+                }
             }
             Some(reasons) => {
-                ran += 1;
+                cached.remove(&index);
+                ran.insert(index);
                 eprintln!("  ran     {}  in {:.1} s  ({})", instance.name, stored.record.seconds.total, in_one_line(&reasons));
             }
         }
         if request.profile {
             profile_lines(&stored.record).iter().for_each(|line| eprintln!("{line}"));
         }
-        session.store.remember(session.pipeline_name(), &instance.name, &stored.record.parts)?;
+        // Only tells later what has changed; a store that cannot be written to is good enough to read results from.
+        let _ = session.store.remember(session.pipeline_name(), &instance.name, &stored.record.parts);
         known[index] = Some(stored);
     }
     let reports = show_reports(session, &known, &selected)?;
@@ -72,8 +100,43 @@ pub(crate) fn run(session: &Session, request: &Request) -> anyhow::Result<()> {
     }
     let left = session.plan.instances.len() - selected.len();
     let left = if left > 0 { format!(", {left} not asked for") } else { String::new() };
-    println!("ran {ran} of {} stages ({cached} cached{left}) in {:.1} s", session.plan.instances.len(), begin.elapsed().as_secs_f64());
+    println!(
+        "ran {} of {} stages ({} cached{left}) in {:.1} s",
+        ran.len(),
+        session.plan.instances.len(),
+        cached.len(),
+        begin.elapsed().as_secs_f64()
+    );
     Ok(())
+}
+
+/// The order in which instances run. What reads outside files comes as early as it can, with all that it needs: what is wrong there is
+/// told before hours of work, not after.
+fn order(session: &Session) -> Vec<usize> {
+    let instances = &session.plan.instances;
+    let mut early = BTreeSet::new();
+    for index in (0..instances.len()).filter(|&index| !instances[index].checked.externals.is_empty()) {
+        early.extend(session.plan.ancestors(index));
+        early.insert(index);
+    }
+    let late = (0..instances.len()).filter(|index| !early.contains(index));
+    early.iter().copied().chain(late).collect()
+}
+
+/// The instances that made an input of `index` which turns out to be damaged; what is known of them is removed, so that they run again.
+fn forget_damaged_inputs(session: &Session, index: usize, known: &Known) -> BTreeSet<usize> {
+    let instance = &session.plan.instances[index];
+    let mut damaged = BTreeSet::new();
+    for source in instance.inputs.iter().flat_map(|(_, sources)| sources) {
+        let Some(stored) = &known[source.instance] else { continue };
+        if let Err(reason) = stored.check(&source.output) {
+            let name = &session.plan.instances[source.instance].name;
+            eprintln!("  note: `{}` of `{name}` {reason}; it is made again", source.output);
+            session.store.forget(&session.task_folder(source.instance), stored, &source.output);
+            damaged.insert(source.instance);
+        }
+    }
+    damaged
 }
 
 /// Where the time of one run went, and its memory.
@@ -148,25 +211,36 @@ fn bring_up_to_date(
     known: &Known,
     state: State,
     request: &Request,
+    has_run: bool,
 ) -> anyhow::Result<(Stored, Option<Vec<Reason>>)> {
+    let force = request.force && !has_run;
     let reasons = match state {
-        State::Cached(stored) if !request.force => return Ok((*stored, None)),
+        State::Cached(stored) if !force => return Ok((*stored, None)),
         State::Cached(_) => vec![Reason::Forced],
         State::Stale(reasons) => reasons,
         State::Waits(_) => unreachable!("an instance runs after what it needs"),
     };
+    let instance = &session.plan.instances[index];
     let parts = session.parts(index, known).expect("its inputs are known");
     let key = parts.key();
-    let lock = session.store.lock(&key)?;
+    let lock = session.store.lock(&key, |is_first| {
+        if is_first {
+            eprintln!("  waits   {}  (another run is making it)", instance.name);
+        }
+        Ok(())
+    })?;
     // Another run may have made it while this one waited for the lock.
     let before = match session.state(index, known) {
-        State::Cached(stored) if !request.force => return Ok((*stored, None)),
+        State::Cached(stored) if !force => return Ok((*stored, None)),
         State::Cached(stored) => Some(stored.record),
         _ => None,
     };
+    if force {
+        session.store.remove_checkpoints(&key);
+    }
     let draft = session.store.draft(&key, &lock)?;
-    let instance = &session.plan.instances[index];
     let finished = process::run(session, index, known, &draft, &key, Options { threads: request.threads })
+        .and_then(|finished| inputs_are_as_before(session, instance, known).map(|()| finished))
         .map_err(|error| explain(session, instance, error))?;
     if let Some(before) = before {
         let differs = |name: &&String| {
@@ -193,6 +267,25 @@ fn bring_up_to_date(
     Ok((stored, Some(reasons)))
 }
 
+/// A program from outside may have written to what it was to read. Then its result is not taken, and what it damaged is made again.
+fn inputs_are_as_before(session: &Session, instance: &Instance, known: &Known) -> anyhow::Result<()> {
+    if !matches!(instance.task, Task::Command { .. }) {
+        return Ok(());
+    }
+    for (name, source) in instance.inputs.iter().flat_map(|(name, sources)| sources.iter().map(move |source| (name, source))) {
+        let stored = known[source.instance].as_ref().context("an input was not made")?;
+        if stored.check(&source.output).is_err() {
+            session.store.forget(&session.task_folder(source.instance), stored, &source.output);
+            return Err(StageFailure {
+                message: format!("its command has changed its input `{name}`, which other stages read too; its result is not taken"),
+                remedy: Some("let the command copy what it wants to change; the input is made again in the next run".into()),
+            }
+            .into());
+        }
+    }
+    Ok(())
+}
+
 fn explain(session: &Session, instance: &Instance, error: anyhow::Error) -> anyhow::Error {
     let place = Some(session.plan.pipeline.document.at_key(&["stages", instance.stage.as_str()]));
     let (message, help) = match error.downcast_ref::<StageFailure>() {
@@ -207,24 +300,25 @@ fn explain(session: &Session, instance: &Instance, error: anyhow::Error) -> anyh
 
 /// Lays the files of reports out for people and prints the tables.
 fn show_reports(session: &Session, known: &Known, selected: &[usize]) -> anyhow::Result<Option<PathBuf>> {
-    let mut shown = None;
+    let folder = session.store.reports(session.pipeline_name());
+    let mut laid_out = None;
     for &index in selected {
         let instance = &session.plan.instances[index];
         let Some(stored) = &known[index] else { continue };
-        let folder = session.store.reports(session.pipeline_name());
-        for (name, made) in &stored.record.outputs {
+        for (output, made) in &stored.record.outputs {
             let Some(extension) = made.schema.strip_prefix("file/") else { continue };
             let alone = stored.record.outputs.values().filter(|other| other.schema == made.schema).count() == 1;
-            let name = if alone { instance.name.clone() } else { format!("{}-{name}", instance.name) };
-            create_folder(&folder)?;
-            let path = stored.folder.join(&made.file);
+            let name = if alone { instance.name.clone() } else { format!("{}-{output}", instance.name) };
+            let path = stored.path(output);
             let bytes = std::fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
-            dcu_artifact::replace_file(&folder.join(format!("{name}.{extension}")), &bytes)?;
             if extension == "txt" {
                 println!("{}", String::from_utf8_lossy(&bytes));
             }
-            shown = Some(folder.clone());
+            match session.store.put(&folder.join(format!("{}.{extension}", file_name(&name))), &bytes) {
+                Ok(()) => laid_out = Some(folder.clone()),
+                Err(error) => eprintln!("  note: the report is not laid out: {error:#}"),
+            }
         }
     }
-    Ok(shown)
+    Ok(laid_out)
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::Context as _;
-use dcu_artifact::{Digest, digest_json};
+use dcu_artifact::{Digest, Producer, Provenance, digest_json};
 use serde_json::{Map, Value, json};
 
 use crate::catalogue::Catalogue;
@@ -14,7 +14,7 @@ use crate::fingerprint::{Code, Fingerprints};
 use crate::pipeline::Pipeline;
 use crate::plan::{Instance, Plan, Task};
 use crate::reasons::{Reason, differences};
-use crate::store::{Found, Parts, Store, Stored};
+use crate::store::{Care, Found, Parts, Store, Stored};
 
 /// A pipeline, resolved against the code as it is, and the store that its results are in.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub(crate) struct Session {
     pub(crate) plan: Plan,
     pub(crate) store: Store,
     pub(crate) catalogue: Catalogue,
+    /// How closely results are looked at before they are used.
+    pub(crate) care: Care,
     codes: Vec<Code>,
 }
 
@@ -33,6 +35,9 @@ pub(crate) enum State {
     /// Its key is unknown until these have run.
     Waits(Vec<usize>),
 }
+
+/// What the runner's timings are called among the outside files; no artifact names them.
+const TIMINGS: &str = "timings";
 
 /// What is known of each instance of a plan.
 pub(crate) type Known = Vec<Option<Stored>>;
@@ -61,7 +66,7 @@ impl Session {
         let mut fingerprints = Fingerprints::new(workspace())?;
         let codes =
             plan.instances.iter().map(|instance| code(&plan, instance, &catalogue, &mut fingerprints)).collect::<anyhow::Result<_>>()?;
-        Ok(Self { plan, store: Store::new(store.unwrap_or(&default_store())), catalogue, codes })
+        Ok(Self { plan, store: Store::new(store.unwrap_or(&default_store())), catalogue, care: Care::Stamps, codes })
     }
 
     pub(crate) fn pipeline_name(&self) -> &str {
@@ -82,7 +87,7 @@ impl Session {
         let mut externals: BTreeMap<String, Digest> =
             instance.checked.externals.iter().map(|external| (external.name.clone(), external.digest.clone())).collect();
         if let Some(timings) = self.timings(index, known) {
-            externals.insert("timings".into(), digest_json(&timings));
+            externals.insert(TIMINGS.into(), digest_json(&timings));
         }
         let (task, version) = match &instance.task {
             Task::Method { version, .. } => (Value::String(instance.task.uses()), Some(*version)),
@@ -100,6 +105,24 @@ impl Session {
         })
     }
 
+    /// What an artifact of an instance must say of how it was made.
+    pub(crate) fn provenance(&self, index: usize, parts: &Parts) -> Provenance {
+        let instance = &self.plan.instances[index];
+        let (producer, externals) = match &instance.task {
+            Task::Method { crate_name, method, version, .. } => {
+                let producer = Producer { crate_name: format!("dcu-{crate_name}"), method: method.clone(), version: *version };
+                let mut externals = parts.externals.clone();
+                externals.remove(TIMINGS);
+                (producer, externals)
+            }
+            Task::Command { .. } => {
+                let producer = Producer { crate_name: "outside".into(), method: instance.stage.clone(), version: 0 };
+                (producer, parts.code.files.clone())
+            }
+        };
+        Provenance { producer, parameters: parts.parameters.clone(), seed: parts.seed, inputs: parts.inputs.clone(), externals }
+    }
+
     /// The folder of the store in which results of an instance's task lie.
     pub(crate) fn task_folder(&self, index: usize) -> String {
         match &self.plan.instances[index].task {
@@ -114,7 +137,7 @@ impl Session {
             Ok(parts) => parts,
             Err(missing) => return State::Waits(missing),
         };
-        match self.store.find(&self.task_folder(index), &parts.key()) {
+        match self.store.find(&self.task_folder(index), &parts.key(), &self.provenance(index, &parts), self.care) {
             Found::Result(stored) => State::Cached(stored),
             Found::Damaged(reason) => State::Stale(vec![Reason::Damaged(reason)]),
             Found::Nothing => {
@@ -152,7 +175,7 @@ impl Session {
                 record.outputs.iter().map(|(name, made)| (name.clone(), json!({ "schema": made.schema, "digest": made.digest }))).collect();
             Some(json!({
                 "stage": instance.stage, "instance": instance.name, "uses": instance.task.uses(), "label": instance.label, "seed": instance.row_seed,
-                "coordinates": coordinates(instance), "seconds": record.seconds, "inputs": inputs, "outputs": outputs, "trusted_code": false,
+                "coordinates": coordinates(instance), "seconds": record.seconds, "inputs": inputs, "outputs": outputs,
             }))
         });
         Some(json!({ "pipeline": self.pipeline_name(), "instances": instances.collect::<Option<Vec<_>>>()? }))

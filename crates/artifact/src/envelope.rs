@@ -140,6 +140,7 @@ impl Header {
     /// When the file cannot be read or its header is damaged or no artifact's.
     pub fn read(path: &Path) -> Result<Self> {
         let fail = |source| Error::io("read", path, source);
+        check_kind(path)?;
         let mut file = std::fs::File::open(path).map_err(fail)?;
         let size = file.metadata().map_err(fail)?.len();
         let mut length = [0; 8];
@@ -195,26 +196,45 @@ pub fn read<P: Payload>(path: &Path) -> Result<(P, Header)> {
     Ok((payload, header))
 }
 
-/// Takes over a file that an outside program wrote: a safetensors file whose metadata key `artifact` holds `{"schema": ..., "facts": ...}`.
-/// It is checked and written again as a whole artifact with this provenance. A whole artifact is only verified.
+/// Takes over a file that an outside program wrote: a safetensors file whose metadata key `artifact` holds `{"schema": ..., "facts": ...}`,
+/// or a whole artifact, such as the copy of an input. It is checked and written again as a whole artifact with this provenance.
 ///
 /// # Errors
 /// When the file cannot be read or written, or breaks a rule of the schema it names.
 pub fn adopt(path: &Path, provenance: &Provenance) -> Result<Header> {
-    let bytes = std::fs::read(path).map_err(|source| Error::io("read", path, source))?;
-    if let Some(length) = bytes.first_chunk::<8>() {
-        check_header_length(path, u64::from_le_bytes(*length), bytes.len() as u64)?;
-    }
+    let bytes = read_file(path)?;
     let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| describe(path, &error))?;
-    let text = envelope_text(path, &metadata)?;
-    let Ok(Bare { schema, facts }) = serde_json::from_str(text) else { return verify(path) };
-    let file = SafeTensors::deserialize(&bytes).map_err(|error| describe(path, &error))?;
-    let content = Content { tensors: decode(path, &schema, file.iter())?, schema, facts };
+    let content = match serde_json::from_str(envelope_text(path, &metadata)?) {
+        Ok(Bare { schema, facts }) => {
+            let file = SafeTensors::deserialize(&bytes).map_err(|error| describe(path, &error))?;
+            Content { tensors: decode(path, &schema, file.iter())?, schema, facts }
+        }
+        Err(_) => read_content(path)?.1,
+    };
     let invalid = |reason| Error::Invalid { path: path.to_owned(), schema: content.schema.clone(), reason };
     check_content(content.clone()).map_err(invalid)?;
     let (bytes, _) = encode(&content, provenance).map_err(invalid)?;
     crate::replace_file(path, &bytes)?;
     Header::read(path)
+}
+
+/// The bytes of what must be a plain file: opening a pipe would wait for ever.
+fn read_file(path: &Path) -> Result<Vec<u8>> {
+    let fail = |source| Error::io("read", path, source);
+    check_kind(path)?;
+    let bytes = std::fs::read(path).map_err(fail)?;
+    if let Some(length) = bytes.first_chunk::<8>() {
+        check_header_length(path, u64::from_le_bytes(*length), bytes.len() as u64)?;
+    }
+    Ok(bytes)
+}
+
+fn check_kind(path: &Path) -> Result<()> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => Ok(()),
+        Ok(_) => Err(Error::NotAnArtifact { path: path.to_owned(), reason: "it is no plain file".into() }),
+        Err(source) => Err(Error::io("read", path, source)),
+    }
 }
 
 fn check_schema(path: &Path, expected: &str, found: &str) -> Result<()> {
@@ -230,10 +250,7 @@ fn check_schema(path: &Path, expected: &str, found: &str) -> Result<()> {
 }
 
 fn read_content(path: &Path) -> Result<(Header, Content)> {
-    let bytes = std::fs::read(path).map_err(|source| Error::io("read", path, source))?;
-    if let Some(length) = bytes.first_chunk::<8>() {
-        check_header_length(path, u64::from_le_bytes(*length), bytes.len() as u64)?;
-    }
+    let bytes = read_file(path)?;
     let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| describe(path, &error))?;
     let header = Header::from_metadata(path, &metadata)?;
     let file = SafeTensors::deserialize(&bytes).map_err(|error| describe(path, &error))?;

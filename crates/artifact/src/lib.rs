@@ -20,4 +20,4 @@ pub use schemas::{
     Buckets, Condensed, Dataset, DatasetFacts, Definition, Holdout, Members, Metrics, Model, ModelFacts, Normalisation, OpenFacts, Part,
     Payload, Reduced, ReducedFacts, Request, RequestFacts, SampleId, known_schemas, schema_is_known,
 };
-pub use write::{replace_file, write};
+pub use write::{replace_file, replace_file_by_way_of, write};

@@ -24,21 +24,32 @@ pub fn write<P: Payload>(path: &Path, payload: &P, provenance: &Provenance) -> R
 /// # Errors
 /// When the folder does not exist or is full or read-only; `path` is unchanged then.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace_file_by_way_of(folder_of(path), path, bytes)
+}
+
+/// As [`replace_file`], but the unfinished file lies in `temporary`, a folder of the same file system.
+///
+/// # Errors
+/// When one of the folders does not exist or is full or read-only; `path` is unchanged then.
+pub fn replace_file_by_way_of(temporary: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
     let fail = |source| Error::io("write", path, source);
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
     let permissions = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666);
     #[cfg(unix)]
     builder.permissions(permissions);
-    let mut file = builder.prefix(".partial-").tempfile_in(folder).map_err(fail)?;
+    let mut file = builder.prefix(".partial-").tempfile_in(temporary).map_err(fail)?;
     file.write_all(bytes).map_err(fail)?;
     file.as_file().sync_all().map_err(fail)?;
     file.persist(path).map_err(|error| fail(error.error))?;
     #[cfg(unix)]
-    std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)?;
+    std::fs::File::open(folder_of(path)).and_then(|folder| folder.sync_all()).map_err(fail)?;
     Ok(())
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }
