@@ -42,9 +42,12 @@ fn a_changed_parameter_runs_its_stage_and_what_depends_on_its_content() {
 fn what_to_run_can_be_chosen() {
     let project = Project::new(SMALL);
     let error = project.xtask("run", &["--only", "base"]).failure();
-    assert!(error.contains("`base#1` needs `data`, which is not up to date") && !project.store().join("v1/train-fit").exists(), "{error}");
+    assert!(
+        error.contains("`base#1` needs `data`, which is not up to date") && !project.store().join("v2/results/train-fit").exists(),
+        "{error}"
+    );
     let run = project.xtask("run", &["--dry-run"]).success();
-    assert!(run.stdout.contains("would run up to 14 of 14") && !project.store().join("v1/data-load").exists(), "{}", run.stdout);
+    assert!(run.stdout.contains("would run up to 14 of 14") && !project.store().join("v2/results/data-load").exists(), "{}", run.stdout);
     let run = project.xtask("run", &["--only", "data", "--only", "base"]).success();
     assert_eq!(run.ran(), ["data", "base#1"]);
     project.xtask("run", &[]).success();
@@ -82,6 +85,33 @@ fn damage_in_the_store_is_found_and_mended() {
     assert_eq!(project.xtask("run", &[]).success().ran(), ["base#1", "report"]);
     assert!(artifacts(&project.store()) == before, "the mended store is not as it was");
 
+    // Under the old size and time only reading whole finds it: when it is asked for, or when the stage that needs it stumbles.
+    let time = std::fs::metadata(&model).unwrap().modified().unwrap();
+    let damage_quietly = || {
+        std::fs::write(&model, &flipped).unwrap();
+        std::fs::File::options().write(true).open(&model).unwrap().set_modified(time).unwrap();
+    };
+    damage_quietly();
+    assert_eq!(project.xtask("run", &[]).success().ran(), Vec::<&str>::new());
+    let run = project.xtask("run", &["--verify"]).success();
+    assert!(run.ran().contains(&"base#1") && run.stderr.contains("its output `model` cannot be used"), "{}", run.stderr);
+    let time = std::fs::metadata(&model).unwrap().modified().unwrap();
+    std::fs::write(&model, &flipped).unwrap();
+    std::fs::File::options().write(true).open(&model).unwrap().set_modified(time).unwrap();
+    let run = project.xtask("run", &["--set", "buckets.k=3"]).success();
+    assert!(run.stderr.contains("`model` of `base#1` cannot be used") && run.stderr.contains("it is made again"), "{}", run.stderr);
+    assert!(run.ran().starts_with(&["base#1", "buckets#1"]), "{}", run.stderr);
+    assert!(std::fs::read(&model).unwrap() == bytes);
+
+    // So are reports.
+    assert_eq!(project.xtask("run", &[]).success().ran(), ["report"]);
+    let report = project.artifact("report.table", &[]);
+    let (text, time) = (std::fs::read(&report).unwrap(), std::fs::metadata(&report).unwrap().modified().unwrap());
+    std::fs::write(&report, vec![b'x'; text.len()]).unwrap();
+    std::fs::File::options().write(true).open(&report).unwrap().set_modified(time).unwrap();
+    assert_eq!(project.xtask("run", &["--verify"]).success().ran(), ["report"]);
+    assert_eq!(std::fs::read(&report).unwrap().len(), text.len());
+
     // A stage that meets a damaged input on its own says so.
     std::fs::write(&model, &flipped).unwrap();
     let data = project.artifact("data.train", &[]);
@@ -94,6 +124,25 @@ fn damage_in_the_store_is_found_and_mended() {
     .failure();
     assert!(error.contains("cannot use the input `model`") && error.contains("is damaged: its content has the digest"), "{error}");
     assert!(!project.path("buckets.safetensors").exists());
+}
+
+#[test]
+fn a_store_that_cannot_be_written_to_still_gives_its_results() {
+    let project = Project::new(SMALL);
+    project.xtask("run", &[]).success();
+    // Files where folders must be, which stops even the superuser.
+    for folder in ["v2/locks", "v2/drafts", "v2/temporary", "v2/pipelines", "reports"] {
+        let path = project.store().join(folder);
+        std::fs::remove_dir_all(&path).unwrap();
+        std::fs::write(&path, "").unwrap();
+    }
+    let run = project.xtask("run", &[]).success();
+    assert_eq!(run.cached().len(), 14, "{}", run.stderr);
+    assert!(run.stdout.contains("retrain") && run.stderr.contains("note: the report is not laid out"), "{}", run.stderr);
+    project.xtask("status", &[]).success();
+    project.xtask("metrics", &[]).success();
+    let error = project.xtask("run", &["--set", "modular.overture=3"]).failure();
+    assert!(error.contains("v2/locks"), "{error}");
 }
 
 #[test]
@@ -183,7 +232,7 @@ fn regress_accepts_the_same_and_refuses_what_moved() {
     let accepted = std::fs::read_to_string(&baseline).unwrap();
     assert!(!accepted.contains("seconds"), "{accepted}");
     let stdout = project.xtask("regress", &[]).success().stdout;
-    assert!(stdout.contains("are as accepted: equal on this CPU"), "{stdout}");
+    assert!(stdout.contains("are as accepted: equal"), "{stdout}");
 
     let exact = row(&project.metrics(&[]), "retrain")["test_accuracy"].as_f64().unwrap();
     let moved = accepted.replace(&format!("test_accuracy: {exact}"), &format!("test_accuracy: {}", exact + 0.001));

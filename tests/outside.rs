@@ -67,13 +67,13 @@ fn what_a_script_writes_is_checked() {
         std::fs::write(project.path("every_second.py"), script).unwrap();
         let error = project.xtask("run", &[]).failure();
         assert!(error.contains(expected) && error.contains("`request#1` failed"), "`{expected}` is not in:\n{error}");
-        assert!(!project.store().join("v1/command-request").exists());
+        assert!(!project.store().join("v2/results/command-request").exists());
     };
     refused(&SCRIPT.replace("n % parameters", "True or n % parameters"), "is in forget and in retain");
     refused(&SCRIPT.replace("request/1", "dataset/1"), "breaks the rules of `dataset/1`");
     refused(&SCRIPT.replace("\"artifact\":", "\"artefact\":"), "has no key `artifact`");
     refused("open(1 / 0)", "ZeroDivisionError");
-    refused("pass", "cannot read");
+    refused("pass", "has written no `request.safetensors`");
 }
 
 #[test]
@@ -131,4 +131,15 @@ fn weights_come_from_outside_and_bad_ones_are_refused() {
     std::fs::remove_file(project.path("weights.safetensors")).unwrap();
     let error = project.xtask("run", &[]).failure();
     assert!(error.contains("weights.safetensors") && error.contains("pipeline.yaml:7:"), "{error}");
+}
+
+#[test]
+fn a_program_that_changes_its_input_is_blamed_and_the_input_is_made_again() {
+    let project = Project::new(&pipeline());
+    let vandal = format!("{SCRIPT}\nif parameters[\"step\"] == 3: open(source, \"ab\").write(b\"xx\")\n");
+    std::fs::write(project.path("every_second.py"), vandal).unwrap();
+    let error = project.xtask("run", &["--set", "request.step=3"]).failure();
+    assert!(error.contains("`request#1` failed: its command has changed its input `dataset`"), "{error}");
+    let run = project.xtask("run", &[]).success();
+    assert!(run.ran().contains(&"data") && run.ran().contains(&"request#1"), "{}", run.stderr);
 }

@@ -169,7 +169,11 @@ pub(crate) fn compare(session: &Session) -> anyhow::Result<()> {
     })?;
     let (rows, known) = metrics::rows(session)?;
     let verdict = judge(&baseline, &datasets(session, &known), &by_instance(&rows), &processors(session, &known))?;
-    let rule = if verdict.exact { "equal, as they come from a CPU with the same features" } else { "within tolerances, as they come from another CPU" };
+    let rule = if verdict.exact {
+        "equal, as they come from a CPU with the same features"
+    } else {
+        "within tolerances, as they come from another CPU"
+    };
     verdict.notes.iter().for_each(|note| println!("  {note}"));
     if verdict.failures.is_empty() {
         println!("{} numbers of {} rows are as accepted: {rule}", verdict.compared, baseline.metrics.len());

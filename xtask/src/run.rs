@@ -65,7 +65,8 @@ pub(crate) fn run(session: &Session, request: &Request) -> anyhow::Result<()> {
                 let damaged = forget_damaged_inputs(session, index, &known);
                 repairs += 1;
                 let makers_are_selected = damaged.iter().all(|maker| selected.contains(maker));
-                let Some(first) = order.iter().position(|index| damaged.contains(index)).filter(|_| makers_are_selected && repairs <= MOST_REPAIRS)
+                let Some(first) =
+                    order.iter().position(|index| damaged.contains(index)).filter(|_| makers_are_selected && repairs <= MOST_REPAIRS)
                 else {
                     return Err(error);
                 };

@@ -331,10 +331,14 @@ impl Store {
                 let _ = std::fs::remove_dir_all(&draft);
             }
         }
-        if let Ok(guard) = self.guard()
+        if self.temporary().exists()
+            && let Ok(guard) = self.guard()
             && guard.try_lock().is_ok()
         {
-            entries(&self.temporary()).into_iter().filter(|path| !path.ends_with("guard")).for_each(|path| drop(std::fs::remove_file(path)));
+            entries(&self.temporary())
+                .into_iter()
+                .filter(|path| !path.ends_with("guard"))
+                .for_each(|path| drop(std::fs::remove_file(path)));
         }
     }
 
@@ -401,8 +405,10 @@ impl Store {
                 bail!("it was declared as {schema}, but it is {}", header.schema);
             }
             if let Some(difference) = difference(&header.provenance, provenance) {
-                bail!("{difference}: what the stage read is not what it was to read
-  help: run again; if a file outside was being written, wait for its end");
+                bail!(
+                    "{difference}: what the stage read is not what it was to read
+  help: run again; if a file outside was being written, wait for its end"
+                );
             }
             Some(header.digest)
         };
