@@ -311,3 +311,13 @@ fn graphs_lists_and_artifacts_can_be_looked_at() {
     let shown = Finished::of(program("xtask").arg("inspect").arg(project.artifact("data.train", &[]))).success().stdout;
     assert!(shown.contains("schema    dataset/1") && shown.contains("[200, 1, 32, 32]"), "{shown}");
 }
+
+#[test]
+fn a_wrong_list_of_samples_is_told_before_anything_is_trained() {
+    let project = Project::new(SMALL);
+    std::fs::write(project.path("ids.csv"), "id\ntrain:4000000\n").unwrap();
+    let file = format!("request.file={}", project.path("ids.csv").display());
+    let run = project.xtask("run", &["--set", "request.scenario=ids", "--set", &file]);
+    assert_eq!(run.ran(), ["data", "holdout"], "{}", run.stderr);
+    assert!(run.failure().contains("an unknown id: `train:4000000`"));
+}

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, bail};
-use dcu_artifact::Metrics;
+use dcu_artifact::{Metrics, Role, role_of};
 use serde_json::{Map, Value, json};
 
 use crate::reasons::in_one_line;
@@ -22,7 +22,7 @@ pub(crate) struct Row {
     pub(crate) absent: BTreeMap<String, String>,
     /// Seconds of the stage that made the model forget; 0 for a model that has forgotten nothing.
     pub(crate) unlearn_seconds: f64,
-    /// Seconds of all that a new request costs: the request, the reduced set and the unlearning.
+    /// Seconds of all that a new request costs: the request, what is made of it, and the unlearning.
     pub(crate) request_seconds: f64,
 }
 
@@ -30,7 +30,7 @@ pub(crate) struct Row {
 pub(crate) fn rows(session: &Session) -> anyhow::Result<(Vec<Row>, Known)> {
     let (states, known) = session.states();
     let instances = &session.plan.instances;
-    let judging = |index: &usize| instances[*index].outputs.iter().any(|output| output.schema == "metrics/1");
+    let judging = |index: &usize| instances[*index].outputs.iter().any(|output| role_of(&output.schema) == Some(Role::Scores));
     let evaluations: Vec<usize> = (0..instances.len()).filter(judging).collect();
     if evaluations.is_empty() {
         bail!("the pipeline `{}` evaluates nothing: no stage of it gives metrics/1", session.pipeline_name());
@@ -54,20 +54,21 @@ pub(crate) fn rows(session: &Session) -> anyhow::Result<(Vec<Row>, Known)> {
 fn row(session: &Session, index: usize, known: &Known) -> anyhow::Result<Row> {
     let instance = &session.plan.instances[index];
     let stored = known[index].as_ref().context("it is up to date")?;
-    let (name, _) = stored.record.outputs.iter().find(|(_, made)| made.schema == "metrics/1").context("it gives metrics")?;
+    let (name, _) =
+        stored.record.outputs.iter().find(|(_, made)| role_of(&made.schema) == Some(Role::Scores)).context("it gives metrics")?;
     let metrics = Metrics::read(&stored.path(name))?;
     let total = |index: usize| known[index].as_ref().map_or(0.0, |stored| stored.record.seconds.total);
     let model = instance.inputs.iter().find(|(name, _)| name == "model").and_then(|(_, sources)| sources.first());
     let (mut unlearn_seconds, mut request_seconds) = (0.0, 0.0);
     if let Some(model) = model {
-        let knows_request = |index: usize| {
+        let is_asked = |index: usize| {
             let all = session.plan.ancestors(index).into_iter().chain([index]);
-            all.flat_map(|other| &session.plan.instances[other].outputs).any(|output| output.schema == "request/1")
+            all.flat_map(|other| &session.plan.instances[other].outputs).any(|output| role_of(&output.schema) == Some(Role::Request))
         };
-        if knows_request(model.instance) {
+        if is_asked(model.instance) {
             unlearn_seconds = total(model.instance);
             request_seconds = unlearn_seconds
-                + session.plan.ancestors(model.instance).into_iter().filter(|&other| knows_request(other)).map(total).sum::<f64>();
+                + session.plan.ancestors(model.instance).into_iter().filter(|&other| is_asked(other)).map(total).sum::<f64>();
         }
     }
     Ok(Row {

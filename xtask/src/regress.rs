@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
+use dcu_artifact::{Role, role_of};
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::{self, Row};
@@ -64,12 +65,13 @@ fn datasets(session: &Session, known: &Known) -> BTreeMap<String, String> {
     let named = session.plan.instances.iter().zip(known).filter_map(|(instance, stored)| Some((instance, stored.as_ref()?)));
     let outputs = named
         .flat_map(|(instance, stored)| stored.record.outputs.iter().map(move |(name, made)| (format!("{}.{name}", instance.name), made)));
-    outputs.filter(|(_, made)| made.schema == "dataset/1").map(|(name, made)| (name, made.digest.to_string())).collect()
+    outputs.filter(|(_, made)| role_of(&made.schema) == Some(Role::Data)).map(|(name, made)| (name, made.digest.to_string())).collect()
 }
 
 /// The CPU features behind the numbers: those of every run that the evaluations rest on, not of the machine that compares them.
 fn processors(session: &Session, known: &Known) -> BTreeSet<String> {
-    let judging = (0..known.len()).filter(|&index| session.plan.instances[index].outputs.iter().any(|output| output.schema == "metrics/1"));
+    let judging = (0..known.len())
+        .filter(|&index| session.plan.instances[index].outputs.iter().any(|output| role_of(&output.schema) == Some(Role::Scores)));
     let needed: BTreeSet<usize> = judging.flat_map(|index| session.plan.ancestors(index).into_iter().chain([index])).collect();
     needed.into_iter().filter_map(|index| Some(known[index].as_ref()?.record.cpu.clone())).collect()
 }

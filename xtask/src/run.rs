@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use dcu_artifact::{Role, role_of};
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::names::file_name;
@@ -111,12 +112,16 @@ pub(crate) fn run(session: &Session, request: &Request) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The order in which instances run. What reads outside files comes as early as it can, with all that it needs: what is wrong there is
-/// told before hours of work, not after.
+/// The order in which instances run. What reads outside files or draws up a request comes as early as it can, with all that it needs: what is
+/// wrong in what the user wrote is told before hours of work, not after.
 fn order(session: &Session) -> Vec<usize> {
     let instances = &session.plan.instances;
+    let is_written_by_the_user = |instance: &Instance| {
+        let asks = instance.outputs.iter().any(|output| role_of(&output.schema) == Some(Role::Request));
+        asks || !instance.checked.externals.is_empty()
+    };
     let mut early = BTreeSet::new();
-    for index in (0..instances.len()).filter(|&index| !instances[index].checked.externals.is_empty()) {
+    for index in (0..instances.len()).filter(|&index| is_written_by_the_user(&instances[index])) {
         early.extend(session.plan.ancestors(index));
         early.insert(index);
     }

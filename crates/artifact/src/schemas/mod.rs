@@ -8,6 +8,7 @@ mod metrics;
 mod model;
 mod reduced;
 mod request;
+mod role;
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -23,6 +24,7 @@ pub use metrics::{Definition, Metrics};
 pub use model::{Model, ModelFacts};
 pub use reduced::{Reduced, ReducedFacts};
 pub use request::{Request, RequestFacts};
+pub use role::{Role, role_of};
 
 use crate::{Array, Content, Element, Tensor};
 

@@ -1,0 +1,202 @@
+//! What README.md tells a user to type works.
+
+use std::path::Path;
+use std::process::Command;
+
+use dcu_tests::{Finished, Project, SMALL, program, programs, row, workspace};
+use serde_json::Value;
+
+/// A `cargo` that knows one subcommand, `xtask`, and keeps its results in a store of this test. What would take hours or needs the hub is
+/// planned and checked whole, but not run.
+const CARGO: &str = r#"#!/bin/sh
+[ "$1" = xtask ] || exit 0
+shift
+command=$1
+case " $* " in
+  *" bench "*) exec "$XTASK" bench --help ;;
+  *" pipelines/cifar10.yaml "*" data.source="* | *" pipelines/scaling.yaml "*" data.source="*) set -- "$@" --dry-run ;;
+  *" run pipelines/cifar10.yaml"* | *" run pipelines/scaling.yaml"*) set -- "$@" --dry-run --set data.source=parquet --set data.path=FOLDER ;;
+esac
+case $command in
+  run | status | metrics | times | regress | graph) set -- "$@" --store store ;;
+  inspect) case $2 in *.yaml) set -- "$@" --store store ;; esac ;;
+esac
+exec "$XTASK" "$@"
+"#;
+
+fn readme() -> String {
+    std::fs::read_to_string(workspace().join("README.md")).unwrap()
+}
+
+/// The lines of README's code blocks, continued ones joined.
+fn code_lines() -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for line in readme().lines().filter_map(|line| line.strip_prefix("    ")) {
+        match lines.last_mut().filter(|last| last.ends_with('\\')) {
+            Some(last) => {
+                last.pop();
+                last.push_str(line.trim_start());
+            }
+            None => lines.push(line.to_owned()),
+        }
+    }
+    lines
+}
+
+/// A folder as a user has it: the pipelines, some files of his own, and a shell whose `cargo` is [`CARGO`].
+struct Desk {
+    folder: tempfile::TempDir,
+}
+
+impl Desk {
+    fn new() -> Self {
+        let desk = Self { folder: tempfile::tempdir().unwrap() };
+        let pipelines = desk.folder.path().join("pipelines");
+        std::fs::create_dir_all(pipelines.join("baselines")).unwrap();
+        for folder in ["pipelines", "pipelines/baselines"] {
+            for entry in std::fs::read_dir(workspace().join(folder)).unwrap().flatten().filter(|entry| entry.path().is_file()) {
+                std::fs::copy(entry.path(), desk.folder.path().join(folder).join(entry.file_name())).unwrap();
+            }
+        }
+        desk.write("bin/cargo", CARGO);
+        #[cfg(unix)]
+        std::fs::set_permissions(
+            desk.folder.path().join("bin/cargo"),
+            <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755),
+        )
+        .unwrap();
+        desk.write("deletions.csv", "id\ntrain:0\n");
+        desk.write("pick.py", "");
+        desk.write("weights.safetensors", "");
+        let digits = workspace().join("crates/tables/tests/data");
+        for name in ["train.parquet", "test.parquet"] {
+            std::fs::create_dir_all(desk.folder.path().join("FOLDER")).unwrap();
+            std::fs::copy(digits.join(name), desk.folder.path().join("FOLDER").join(name)).unwrap();
+        }
+        desk
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    fn type_in(&self, line: &str) -> Finished {
+        let path = std::env::var("PATH").unwrap();
+        let path = format!("{}:{path}", self.folder.path().join("bin").display());
+        Finished::of(
+            Command::new("sh")
+                .args(["-c", line])
+                .current_dir(self.folder.path())
+                .env("PATH", path)
+                .env("XTASK", programs().join("xtask"))
+                .env("CARGO_MANIFEST_DIR", workspace().join("xtask"))
+                .env("CARGO", std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())),
+        )
+    }
+}
+
+#[test]
+fn every_command_works_as_written() {
+    let desk = Desk::new();
+    let commands: Vec<String> = code_lines().into_iter().filter(|line| line.starts_with("cargo xtask ")).collect();
+    assert!(commands.len() > 15, "README names few commands: {commands:?}");
+    for command in &commands {
+        let finished = desk.type_in(command);
+        assert_eq!(finished.code, Some(0), "`{command}` failed:\n{}\n{}", finished.stdout, finished.stderr);
+        if command.contains(" bench") {
+            let flags: Vec<&str> = command.split_whitespace().filter(|word| word.starts_with("--")).collect();
+            assert!(flags.iter().all(|flag| finished.stdout.contains(flag)), "`{command}` has flags that do not exist");
+        }
+    }
+}
+
+#[test]
+fn every_setting_works_as_written() {
+    let desk = Desk::new();
+    let settings: Vec<String> = code_lines().into_iter().filter(|line| line.starts_with("--set ")).collect();
+    assert!(settings.len() >= 4, "README names few settings: {settings:?}");
+    for setting in &settings {
+        // What a user puts in.
+        let line = setting.replace("path=FILE", "path=FOLDER/train.parquet");
+        let (flags, comment) = line.split_once("  ").unwrap_or((&line, ""));
+        let finished = desk.type_in(&format!("HF_HUB_OFFLINE=1 HF_HOME=nowhere cargo xtask run pipelines/quickstart.yaml {flags} --dry-run"));
+        let expected = match flags {
+            flags if flags.contains("=hub") => "OWNER/NAME",
+            flags if flags.contains("=cifar-binary") => "there is no `data_batch_*.bin`",
+            flags if flags.contains("=folder") => "images of 0 classes",
+            _ => {
+                finished.success();
+                continue;
+            }
+        };
+        let error = finished.failure();
+        assert!(error.contains(expected), "`{setting}` ({comment}) is refused otherwise than for the missing data:\n{error}");
+    }
+}
+
+#[test]
+fn every_line_of_a_pipeline_works_as_written() {
+    let desk = Desk::new();
+    let stages: Vec<String> = code_lines().into_iter().filter(|line| line.contains(": { uses: ") || line.contains(": { command: ")).collect();
+    assert!(stages.len() >= 3, "README shows few stages: {stages:?}");
+    for stage in &stages {
+        let name = stage.split(':').next().unwrap().trim();
+        let own = SMALL.lines().find(|line| line.starts_with(&format!("  {name}:"))).unwrap_or_else(|| panic!("no stage `{name}`"));
+        desk.write("pipeline.yaml", &SMALL.replace(own, &format!("  {}", stage.trim())));
+        desk.type_in("cargo xtask run pipeline.yaml --dry-run").success();
+    }
+}
+
+#[test]
+fn one_setting_swaps_any_unlearning_method_for_any_other() {
+    let methods: Value = serde_json::from_str(&Finished::of(program("xtask").args(["list", "--json"])).success().stdout).unwrap();
+    let methods: Vec<&String> = methods.as_object().unwrap().keys().filter(|name| name.starts_with("unlearn/")).collect();
+    assert!(methods.len() >= 3);
+    let project = Project::new(SMALL);
+    project.xtask("run", &[]).success();
+    for method in methods {
+        let swap = format!("modular.uses={method}");
+        let plain = SMALL.replace(", with: { overture: 2 } }", " }");
+        std::fs::write(project.pipeline(), plain).unwrap();
+        let swapped = project.xtask("run", &["--set", &swap]).success();
+        assert!(swapped.stdout.contains(&method["unlearn/".len()..]), "{}", swapped.stdout);
+        let rows = project.metrics(&["--set", &swap]);
+        assert!(row(&rows, &method["unlearn/".len()..])["test_accuracy"].is_number());
+    }
+}
+
+/// Figures of tables are checked where they are made (`regress`); here only that README's first table is the one that quickstart prints.
+#[test]
+fn the_first_table_is_of_the_accepted_results() {
+    let accepted = std::fs::read_to_string(workspace().join("pipelines/baselines/quickstart.yaml")).unwrap();
+    let percent = |instance: &str, name: &str| {
+        let block = accepted.split(&format!("  {instance}:\n")).nth(1).unwrap_or_else(|| panic!("no {instance}"));
+        let line = block.lines().find_map(|line| line.trim().strip_prefix(&format!("{name}: "))).unwrap();
+        format!("{:.1}", 100.0 * line.parse::<f64>().unwrap())
+    };
+    let text = readme();
+    for (method, instance) in [
+        ("original", "evaluate@base#42"),
+        ("modular", "evaluate@modular#42"),
+        ("finetune", "evaluate@baseline@finetune#42"),
+        ("retrain", "evaluate@baseline@retrain#42"),
+        ("null", "evaluate@null#42"),
+    ] {
+        let line = text.lines().find(|line| line.starts_with(&format!("| {method} "))).unwrap_or_else(|| panic!("no line of {method}"));
+        for name in ["retain_accuracy", "forget_accuracy", "test_accuracy", "mia_accuracy"] {
+            let value = percent(instance, name);
+            assert!(line.contains(&format!(" {value} ")) || line.contains(&format!(" {value} [")), "{method} {name} is {value}, not as in {line}");
+        }
+    }
+}
+
+#[test]
+fn links_lead_somewhere() {
+    for (position, _) in readme().match_indices("](") {
+        let text = &readme()[position + 2..];
+        let target = text.split(')').next().unwrap();
+        assert!(target.starts_with("https://") || Path::new(&workspace().join(target)).exists(), "README links to `{target}`");
+    }
+}
