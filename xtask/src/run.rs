@@ -7,10 +7,12 @@ use anyhow::Context as _;
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::plan::Instance;
-use crate::process::{self, Options, StageFailure};
+use crate::process::{self, Options};
 use crate::reasons::{Reason, in_one_line};
 use crate::session::{Known, Session, State};
+use crate::signals::{self, Stopped};
 use crate::store::{Record, Seconds, Stored, cpu_features, create_folder};
+use crate::supervise::StageFailure;
 
 /// What to run, and how.
 #[derive(Debug, Default)]
@@ -33,9 +35,13 @@ pub(crate) fn run(session: &Session, request: &Request) -> anyhow::Result<()> {
     if request.dry {
         return dry_run(session, &selected, request.force);
     }
+    signals::install();
+    crate::output::must_arrive();
     let mut known: Known = vec![None; session.plan.instances.len()];
     let (mut ran, mut cached) = (0, 0);
     for (index, instance) in session.plan.instances.iter().enumerate() {
+        let stopped_here = |error: anyhow::Error| signals::with_finished(error, ran + cached);
+        signals::check().map_err(|stopped| stopped_here(stopped.into()))?;
         let state = session.state(index, &known);
         if !selected.contains(&index) {
             if let State::Cached(stored) = state {
@@ -49,7 +55,7 @@ pub(crate) fn run(session: &Session, request: &Request) -> anyhow::Result<()> {
             let help = Some("run without `--only` and `--from`, or name it too".into());
             return Err(Diagnostics::from(Diagnostic { place: None, message, help }).into());
         }
-        let (stored, reasons) = bring_up_to_date(session, index, &known, state, request)?;
+        let (stored, reasons) = bring_up_to_date(session, index, &known, state, request).map_err(stopped_here)?;
         match reasons {
             None => {
                 cached += 1;
@@ -166,7 +172,7 @@ fn bring_up_to_date(
     };
     let draft = session.store.draft(&key, &lock)?;
     let instance = &session.plan.instances[index];
-    let finished = process::run(session, index, known, &draft, &key, Options { threads: request.threads })
+    let finished = process::run(session, index, known, &draft, &key, Options { threads: request.threads, anew: request.force })
         .map_err(|error| explain(session, instance, error))?;
     if let Some(before) = before {
         let differs = |name: &&String| {
@@ -194,6 +200,9 @@ fn bring_up_to_date(
 }
 
 fn explain(session: &Session, instance: &Instance, error: anyhow::Error) -> anyhow::Error {
+    if error.is::<Stopped>() {
+        return error;
+    }
     let place = Some(session.plan.pipeline.document.at_key(&["stages", instance.stage.as_str()]));
     let (message, help) = match error.downcast_ref::<StageFailure>() {
         Some(failure) => (failure.message.clone(), failure.remedy.clone()),
