@@ -15,7 +15,7 @@ seeds: [1]
 stages:
   data:    { uses: data/load, with: { per_class: 5 } }
   base:    { uses: train/fit, in: { dataset: data.train }, with: { model: mlp, widths: [16, 8], epochs: 2, batch: 32 } }
-  outside: { command: [sh, outside.sh], code: [outside.sh], in: { model: base }, out: { text: file/txt }, timeout: 30 }
+  outside: { command: [sh, outside.sh], code: [outside.sh], in: { model: base }, out: { text: file/txt } }
 ";
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -89,7 +89,7 @@ fn a_second_interrupt_ends_a_stubborn_run_at_once() {
     assert_all_dead(&project);
     // What the killed run has left is no obstacle.
     std::fs::write(project.path("outside.sh"), "for argument; do :; done; echo done > \"${argument#text=}\"").unwrap();
-    assert_eq!(project.xtask("run", &[]).success().ran(), ["outside"]);
+    assert_eq!(project.xtask("run", &[]).success().ran(), ["outside#1"]);
 }
 
 #[test]
@@ -121,6 +121,29 @@ fn a_stage_that_hangs_is_ended_at_its_timeout_which_is_not_part_of_the_key() {
     assert_eq!(project.xtask("run", &["--set", "outside.timeout=7"]).success().ran(), Vec::<&str>::new());
     let error = project.xtask("run", &["--set", "outside.timeout=soon"]).failure();
     assert!(error.contains("`timeout` is a number of seconds above 0"), "{error}");
+}
+
+#[test]
+fn only_plain_files_are_outputs() {
+    for (lines, reason) in [
+        ("mkfifo \"$out\"", "what it has written as its output `text` is no plain file"),
+        ("ln -s /dev/zero \"$out\"", "what it has written as its output `text` is no plain file"),
+        ("true", "it ended without writing its output `text`"),
+    ] {
+        let project = project(lines);
+        let error = Running::start(&mut project.command("run", &[]), &project.store()).finish(LIMIT).failure();
+        assert!(error.contains(reason) && error.contains("--out text=PATH"), "{error}");
+    }
+
+    // A pipe in the place of a result is no result.
+    let project = project("echo done > \"$out\"");
+    project.xtask("run", &[]).success();
+    let model = project.artifact("base#1", &[]);
+    std::fs::remove_file(&model).unwrap();
+    assert!(Command::new("mkfifo").arg(&model).status().unwrap().success());
+    let status = Running::start(&mut project.command("status", &[]), &project.store()).finish(LIMIT).success();
+    assert!(status.stdout.lines().any(|line| line.contains("base#1") && line.contains("stale")), "{}", status.stdout);
+    assert_eq!(project.xtask("run", &[]).success().ran(), ["base#1"]);
 }
 
 #[test]
@@ -202,7 +225,7 @@ fn folders_may_have_names_that_are_no_text() {
 
 /// A run whose stage with checkpoints was interrupted when it had one.
 fn interrupted(signal: i32) -> (Project, Finished) {
-    let project = Project::new(&PIPELINE.replace("epochs: 2", "epochs: 2000"));
+    let project = Project::new(&PIPELINE.replace("epochs: 2", "epochs: 12000"));
     std::fs::write(project.path("outside.sh"), "for argument; do :; done; echo done > \"${argument#text=}\"").unwrap();
     let mut command = project.command("run", &[]);
     let running = Running::start(command.env("DCU_CHECKPOINT_SECONDS", "1"), &project.store());

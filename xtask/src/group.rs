@@ -111,7 +111,7 @@ fn die_with_this_process(command: &mut Command) {
     // SAFETY: `prctl` and `getppid` may be called between fork and exec.
     unsafe {
         command.pre_exec(move || {
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong) != 0 {
                 return Err(std::io::Error::last_os_error());
             }
             // The runner may have died before it was asked for.

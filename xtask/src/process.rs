@@ -16,7 +16,7 @@ use crate::plan::Task;
 use crate::session::{Known, Session};
 use crate::signals::Stopped;
 use crate::store::{Draft, Key, Made, Profile, Seconds, Store};
-use crate::supervise::{Heard, supervise};
+use crate::supervise::{Heard, StageFailure, supervise};
 
 /// How stages are run.
 #[derive(Debug, Clone, Copy)]
@@ -105,6 +105,7 @@ pub(crate) fn run(session: &Session, index: usize, known: &Known, draft: &Draft,
     let mut outputs = BTreeMap::new();
     for output in &instance.outputs {
         let file = &files[&output.name];
+        must_be_written(&output.name, &draft.path(file))?;
         let made = Store::examine(draft, file, &output.schema, outside.as_ref())
             .with_context(|| format!("its output `{}` cannot be used", output.name))?;
         outputs.insert(output.name.clone(), made);
@@ -139,6 +140,16 @@ fn command(session: &Session, index: usize, draft: &Draft, options: Options) -> 
         command.arg("--seed").arg(seed.to_string());
     }
     Ok(command)
+}
+
+/// A pipe would be waited for without end, and what a link points to may change.
+fn must_be_written(output: &str, path: &Path) -> Result<(), StageFailure> {
+    let message = match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() => return Ok(()),
+        Ok(_) => format!("what it has written as its output `{output}` is no plain file"),
+        Err(_) => format!("it ended without writing its output `{output}`"),
+    };
+    Err(StageFailure { message, remedy: Some(format!("write a file to the path that it is given with `--out {output}=PATH`")) })
 }
 
 /// `NAME=PATH`, for any path.

@@ -321,7 +321,7 @@ fn write_durably(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 }
 
 fn stamp(path: &Path) -> Option<Stamp> {
-    let metadata = std::fs::metadata(path).ok()?;
+    let metadata = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
     let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?.as_nanos();
     Some(Stamp { size: metadata.len(), modified })
 }
