@@ -1,9 +1,12 @@
 //! What the end-to-end tests share: the programs as a user starts them, in folders of their own.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -198,4 +201,97 @@ pub fn artifacts(store: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         }
     }
     found
+}
+
+/// A running program of a test, killed when it is dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    output: Option<JoinHandle<(String, String)>>,
+}
+
+impl Running {
+    /// The variable that marks all processes of one test.
+    pub const MARK: &str = "DCU_TEST_MARK";
+
+    /// Starts a command. It and all that it starts can be found by `mark`.
+    pub fn start(command: &mut Command, mark: &Path) -> Self {
+        let command = command.env(Self::MARK, mark).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
+        let (mut stdout, mut stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
+        let output = std::thread::spawn(move || {
+            let listen = std::thread::spawn(move || {
+                let mut text = String::new();
+                stdout.read_to_string(&mut text).expect("programs write UTF-8");
+                text
+            });
+            let mut text = String::new();
+            stderr.read_to_string(&mut text).expect("programs write UTF-8");
+            (listen.join().expect("reading does not panic"), text)
+        });
+        Self { child, output: Some(output) }
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for the end, which must come within `limit`.
+    #[track_caller]
+    pub fn finish(mut self, limit: Duration) -> Finished {
+        let status = within(limit, || self.child.try_wait().expect("it can be waited for"));
+        let status = status.unwrap_or_else(|| panic!("it still runs after {limit:?}"));
+        let (stdout, stderr) = self.output.take().expect("it is taken once").join().expect("reading does not panic");
+        Finished { code: status.code(), stdout, stderr }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until there is an answer.
+pub fn within<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + limit;
+    loop {
+        match ask() {
+            None if Instant::now() < end => std::thread::sleep(Duration::from_millis(10)),
+            answer => return answer,
+        }
+    }
+}
+
+/// The living processes of a test, with their command lines. What only builds the programs is left out.
+#[cfg(target_os = "linux")]
+#[must_use]
+pub fn processes(mark: &Path) -> Vec<(u32, String)> {
+    use std::os::unix::ffi::OsStrExt as _;
+
+    let wanted = [Running::MARK.as_bytes(), b"=", mark.as_os_str().as_bytes()].concat();
+    let folders = std::fs::read_dir("/proc").expect("there is /proc").flatten();
+    let pids = folders.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let living = pids.filter_map(|pid| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+        if !environment.split(|&byte| byte == 0).any(|variable| variable == wanted) {
+            return None;
+        }
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let words: Vec<_> = line.split(|&byte| byte == 0).map(String::from_utf8_lossy).collect();
+        let builds = ["cargo", "rustc", "cc", "ld"].iter().any(|name| words[0].rsplit('/').next() == Some(name));
+        // A process that has ended, but was not waited for, has no command line.
+        (!line.is_empty() && !builds).then(|| (pid, words.join(" ")))
+    });
+    living.collect()
+}
+
+/// Sends a signal.
+#[cfg(unix)]
+pub fn send(pid: u32, signal: i32) {
+    // SAFETY: a plain call of the system.
+    unsafe { libc::kill(pid.try_into().expect("process ids are small"), signal) };
 }

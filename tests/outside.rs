@@ -73,7 +73,7 @@ fn what_a_script_writes_is_checked() {
     refused(&SCRIPT.replace("request/1", "dataset/1"), "breaks the rules of `dataset/1`");
     refused(&SCRIPT.replace("\"artifact\":", "\"artefact\":"), "has no key `artifact`");
     refused("open(1 / 0)", "ZeroDivisionError");
-    refused("pass", "has written no `request.safetensors`");
+    refused("pass", "ended without writing its output `request`");
 }
 
 #[test]

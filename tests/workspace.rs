@@ -50,3 +50,21 @@ fn heavy_dependencies_stay_where_they_are_needed() {
     assert_eq!(users("hf-hub"), ["dcu-data"]);
     assert!(users("polars").iter().all(|user| ["dcu-data", "dcu-report"].contains(user)), "{:?}", users("polars"));
 }
+
+#[test]
+fn libc_is_there_on_every_linux_that_uses_it() {
+    for (package, target) in
+        [("dcu-stage", "x86_64-unknown-linux-musl"), ("xtask", "x86_64-unknown-linux-musl"), ("xtask", "aarch64-apple-darwin")]
+    {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let arguments =
+            ["tree", "--offline", "--package", package, "--target", target, "--edges", "normal", "--depth", "1", "--prefix", "none"];
+        let output = Command::new(cargo).args(arguments).current_dir(workspace()).output().unwrap();
+        let tree = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            tree.lines().any(|line| line.starts_with("libc ")),
+            "{package} for {target}: {tree}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}

@@ -2,11 +2,15 @@
 //!
 //! It links no stage crate. What stages can do it learns from their binaries, and they meet only through artifacts (docs/contracts.md).
 
+#[macro_use]
+mod output;
+
 mod bench;
 mod catalogue;
 mod cli;
 mod diagnostic;
 mod fingerprint;
+mod group;
 mod metrics;
 mod names;
 mod pipeline;
@@ -17,7 +21,9 @@ mod regress;
 mod run;
 mod session;
 mod show;
+mod signals;
 mod store;
+mod supervise;
 mod table;
 mod times;
 mod yaml;
@@ -29,11 +35,18 @@ use clap::Parser as _;
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    match cli::CommandLine::parse().execute() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {}", error.chain().map(ToString::to_string).collect::<Vec<_>>().join("\n  caused by: "));
-            ExitCode::FAILURE
+    let failure = cli::CommandLine::parse().execute().err();
+    if let Err(error) = output::finish() {
+        eprintln!("error: stdout cannot be written to: {error}\n  help: what was done is kept; the same command prints it again");
+        if failure.is_none() {
+            return ExitCode::FAILURE;
         }
     }
+    let Some(error) = failure else { return ExitCode::SUCCESS };
+    if let Some(stopped) = error.downcast_ref::<signals::Stopped>() {
+        eprintln!("{stopped}");
+        return ExitCode::from(stopped.exit_code());
+    }
+    eprintln!("error: {}", error.chain().map(ToString::to_string).collect::<Vec<_>>().join("\n  caused by: "));
+    ExitCode::FAILURE
 }

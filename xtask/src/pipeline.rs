@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 
@@ -9,9 +10,9 @@ use crate::diagnostic::{Diagnostic, Diagnostics, Place};
 use crate::yaml::{self, Document};
 
 const TOP_KEYS: [&str; 4] = ["version", "name", "seeds", "stages"];
-const STAGE_KEYS: [&str; 10] = ["uses", "command", "code", "in", "out", "with", "matrix", "label", "seed", "gather"];
+const STAGE_KEYS: [&str; 11] = ["uses", "command", "code", "in", "out", "with", "matrix", "label", "seed", "gather", "timeout"];
 /// The keys of a stage that `--set STAGE.KEY=VALUE` reaches; every other key is one of its parameters.
-const SETTABLE_KEYS: [&str; 3] = ["uses", "label", "seed"];
+const SETTABLE_KEYS: [&str; 4] = ["uses", "label", "seed", "timeout"];
 
 /// A pipeline file.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub(crate) struct Stage {
     pub(crate) label: Option<String>,
     pub(crate) seed: Option<u64>,
     pub(crate) gathers_seeds: bool,
+    /// How long its process may run. Not part of what decides the result.
+    pub(crate) timeout: Option<Duration>,
 }
 
 /// What a stage runs.
@@ -225,7 +228,14 @@ impl Reader<'_> {
                 false
             }
         };
-        Some(Stage { name: name.to_owned(), work, inputs, parameters, matrix, label, seed, gathers_seeds })
+        let timeout = map.get("timeout").and_then(|timeout| {
+            let seconds = timeout.as_f64().filter(|seconds| *seconds > 0.0).and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+            if seconds.is_none() {
+                self.wrong(&["stages", name, "timeout"], "`timeout` is a number of seconds above 0, after which the stage is ended");
+            }
+            seconds
+        });
+        Some(Stage { name: name.to_owned(), work, inputs, parameters, matrix, label, seed, gathers_seeds, timeout })
     }
 
     fn work(&mut self, name: &str, map: &Map<String, Value>) -> Option<Work> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 
@@ -37,6 +38,8 @@ pub(crate) struct Instance {
     pub(crate) inputs: Vec<(String, Vec<Source>)>,
     pub(crate) outputs: Vec<Output>,
     pub(crate) checked: Checked,
+    /// How long its process may run.
+    pub(crate) timeout: Option<Duration>,
 }
 
 /// What an instance runs.
@@ -371,6 +374,7 @@ impl Expansion<'_> {
                 inputs: choice.inputs,
                 outputs: outputs.clone(),
                 checked: Checked::default(),
+                timeout: stage.timeout,
             });
         }
     }

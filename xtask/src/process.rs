@@ -1,24 +1,29 @@
-//! Stages as processes: started, listened to, and their outputs examined.
+//! Stages as processes: started with their inputs, shown while they run, and their outputs examined.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Command, Stdio};
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::plan::Task;
 use crate::session::{Known, Session};
-use crate::store::{Draft, Key, Made, Phases, Profile, Seconds};
+use crate::signals::Stopped;
+use crate::store::{Draft, Key, Made, Profile, Seconds};
+use crate::supervise::{Heard, StageFailure, supervise};
 
 /// How stages are run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options {
     /// Threads of each stage; as many as the machine has, where none are given.
     pub(crate) threads: Option<usize>,
+    /// Go on from no checkpoint.
+    pub(crate) anew: bool,
 }
 
 /// What a finished process has left.
@@ -28,31 +33,17 @@ pub(crate) struct Finished {
     pub(crate) profile: Profile,
 }
 
-/// A stage said why it failed.
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-pub(crate) struct StageFailure {
-    pub(crate) message: String,
-    pub(crate) remedy: Option<String>,
-}
-
-/// An event of a stage (docs/contracts.md).
-#[derive(Debug, PartialEq, Eq, Deserialize)]
-#[serde(tag = "event", rename_all = "lowercase")]
-enum Event {
-    Phase { name: String },
-    Progress { name: String, done: u64, total: u64 },
-    Note { text: String },
-    Error { message: String, causes: Vec<String>, remedy: Option<String> },
-}
-
 #[derive(Deserialize)]
 struct Report {
+    /// Of all processes that made the result.
     seconds: Parts,
+    /// Of those before this one.
+    #[serde(default)]
+    earlier: Parts,
     peak_memory: Option<u64>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Parts {
     load: f64,
     compute: f64,
@@ -73,23 +64,38 @@ pub(crate) fn run(session: &Session, index: usize, known: &Known, draft: &Draft,
         command.arg("--out").arg(named(&output.name, &draft.output(&output.name, &output.schema)));
     }
     let is_method = matches!(instance.task, Task::Method { .. });
+    let checkpoints = session.store.checkpoints(key);
+    if options.anew {
+        session.store.remove_checkpoints(key);
+    }
     if is_method {
-        command.arg("--checkpoint").arg(session.store.checkpoints(key));
+        command.arg("--checkpoint").arg(&checkpoints);
     }
     if let Some(timings) = session.timings(index, known) {
         command.arg("--timings").arg(draft.write_scratch("timings.json", &timings)?);
     }
     let begin = Instant::now();
-    let (stdout, phases) = supervise(&mut command, &instance.name)?;
-    let total = begin.elapsed().as_secs_f64();
-    let (seconds, peak_memory) = match serde_json::from_slice(&stdout) {
-        Ok(Report { seconds: Parts { load, compute, write }, peak_memory }) => (Seconds { load, compute, write, total }, peak_memory),
-        Err(_) => (Seconds { compute: total, total, ..Seconds::default() }, None),
+    let mut screen = Screen::new(&instance.name);
+    let ended = supervise(&mut command, instance.timeout, &mut |heard| screen.show(heard));
+    screen.bar.finish_and_clear();
+    let ended = ended.map_err(|error| tidy(error, &instance.name, &checkpoints))?;
+    let this = begin.elapsed().as_secs_f64();
+    let mut phases = ended.phases;
+    let (seconds, peak_memory) = match serde_json::from_slice(&ended.stdout) {
+        Ok(Report { seconds: Parts { load, compute, write }, earlier, peak_memory }) => {
+            let worked = earlier.compute + earlier.write;
+            if worked > 0.0 {
+                phases.insert(0, ("before it was resumed".into(), worked));
+            }
+            (Seconds { load, compute, write, total: this + earlier.load + worked }, peak_memory)
+        }
+        Err(_) => (Seconds { compute: this, total: this, ..Seconds::default() }, None),
     };
     let parts = session.parts(index, known).ok().context("its inputs are known")?;
     let provenance = session.provenance(index, &parts);
     let mut outputs = BTreeMap::new();
     for output in &instance.outputs {
+        must_be_written(&output.name, &draft.output(&output.name, &output.schema))?;
         let made = session
             .store
             .take_in(draft, &output.name, &output.schema, &provenance, !is_method)
@@ -97,14 +103,6 @@ pub(crate) fn run(session: &Session, index: usize, known: &Known, draft: &Draft,
         outputs.insert(output.name.clone(), made);
     }
     Ok(Finished { outputs, seconds, profile: Profile { phases, peak_memory } })
-}
-
-/// `NAME=PATH`, whatever bytes the path has.
-fn named(name: &str, path: &std::path::Path) -> std::ffi::OsString {
-    let mut argument = std::ffi::OsString::from(name);
-    argument.push("=");
-    argument.push(path);
-    argument
 }
 
 /// The command with all that does not depend on inputs and outputs.
@@ -132,74 +130,77 @@ fn command(session: &Session, index: usize, draft: &Draft, options: Options) -> 
     Ok(command)
 }
 
-/// Seconds between the phases that a stage announces.
-#[derive(Default)]
-struct Stopwatch {
-    phases: Phases,
-    running: Option<(usize, Instant)>,
+/// A pipe would be waited for without end, and what a link points to may change.
+fn must_be_written(output: &str, path: &Path) -> Result<(), StageFailure> {
+    let message = match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() => return Ok(()),
+        Ok(_) => format!("what it has written as its output `{output}` is no plain file"),
+        Err(_) => format!("it ended without writing its output `{output}`"),
+    };
+    Err(StageFailure { message, remedy: Some(format!("write a file to the path that it is given with `--out {output}=PATH`")) })
 }
 
-impl Stopwatch {
-    fn begin(&mut self, phase: &str) {
-        self.stop();
-        let place = self.phases.iter().position(|(name, _)| name == phase).unwrap_or_else(|| {
-            self.phases.push((phase.to_owned(), 0.0));
-            self.phases.len() - 1
-        });
-        self.running = Some((place, Instant::now()));
-    }
-
-    fn stop(&mut self) {
-        if let Some((place, begin)) = self.running.take() {
-            self.phases[place].1 += begin.elapsed().as_secs_f64();
-        }
-    }
+/// `NAME=PATH`, for any path.
+fn named(name: &str, path: &Path) -> OsString {
+    let mut argument = OsString::from(format!("{name}="));
+    argument.push(path);
+    argument
 }
 
-/// Starts a process, shows what it reports, and returns what it printed and how long its phases took.
-fn supervise(command: &mut Command, name: &str) -> anyhow::Result<(Vec<u8>, Phases)> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start `{program}`"))?;
-    let mut stdout = child.stdout.take().expect("piped");
-    let reader = std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        stdout.read_to_end(&mut bytes).map(|_| bytes)
-    });
-    let bar = ProgressBar::new_spinner()
-        .with_style(ProgressStyle::with_template("{spinner} {elapsed:>4} {prefix} {msg}").expect("the template is right"));
-    bar.set_prefix(name.to_owned());
-    bar.enable_steady_tick(Duration::from_millis(200));
-    let (mut failure, mut stopwatch) = (None, Stopwatch::default());
-    for line in BufReader::new(child.stderr.take().expect("piped")).split(b'\n') {
-        let line = String::from_utf8_lossy(&line?).into_owned();
-        match serde_json::from_str::<Event>(&line) {
-            Ok(Event::Phase { name }) => {
-                stopwatch.begin(&name);
-                bar.set_message(name);
-            }
-            Ok(Event::Progress { name, done, total }) => bar.set_message(format!("{name} {done}/{total}")),
-            Ok(Event::Note { text }) => bar.suspend(|| eprintln!("  note: {name}: {text}")),
-            Ok(Event::Error { message, causes, remedy }) => {
-                let message = std::iter::once(message).chain(causes).collect::<Vec<_>>().join("\n  caused by: ");
-                failure = Some(StageFailure { message, remedy });
-            }
-            Err(_) if line.trim().is_empty() => {}
-            Err(_) => bar.suspend(|| eprintln!("  {name}: {line}")),
+/// Adds the checkpoint that an interrupted stage has left to what is kept, and removes what it was just writing there.
+fn tidy(mut error: anyhow::Error, instance: &str, checkpoints: &Path) -> anyhow::Error {
+    let has_checkpoint = checkpoints.join("checkpoint.safetensors").is_file();
+    for entry in std::fs::read_dir(checkpoints).into_iter().flatten().flatten() {
+        if !has_checkpoint || entry.file_name().to_string_lossy().starts_with(".partial-") {
+            let _ = std::fs::remove_file(entry.path());
         }
     }
-    let status = child.wait()?;
-    stopwatch.stop();
-    bar.finish_and_clear();
-    let stdout = reader.join().expect("reading does not panic")?;
-    match failure {
-        Some(failure) => Err(failure.into()),
-        None if status.success() => Ok((stdout, stopwatch.phases)),
-        None => bail!("`{program}` ended with {status}"),
+    if !has_checkpoint {
+        let _ = std::fs::remove_dir(checkpoints);
+    }
+    if let Some(stopped) = error.downcast_mut::<Stopped>() {
+        stopped.checkpoint = has_checkpoint.then(|| instance.to_owned());
+    }
+    error
+}
+
+/// What the user sees of a running stage: a line that moves on a terminal; elsewhere its start, its notes and its own lines.
+struct Screen<'a> {
+    name: &'a str,
+    bar: ProgressBar,
+    /// When something that passes was last printed.
+    printed: Option<Instant>,
+}
+
+impl<'a> Screen<'a> {
+    /// How often what passes is printed where there is no terminal.
+    const PAUSE: Duration = Duration::from_secs(10);
+
+    fn new(name: &'a str) -> Self {
+        let bar = ProgressBar::new_spinner()
+            .with_style(ProgressStyle::with_template("{spinner} {elapsed:>4} {prefix} {msg}").expect("the template is right"));
+        bar.set_prefix(name.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(200));
+        if bar.is_hidden() {
+            eprintln!("  start   {name}");
+        }
+        Self { name, bar, printed: None }
+    }
+
+    fn show(&mut self, heard: Heard<'_>) {
+        let name = self.name;
+        match heard {
+            Heard::Doing(text) => self.bar.set_message(text.to_owned()),
+            Heard::Passing(line) if self.bar.is_hidden() => {
+                if self.printed.is_none_or(|last| last.elapsed() > Self::PAUSE) {
+                    self.printed = Some(Instant::now());
+                    eprintln!("  {name}: {line}");
+                }
+            }
+            Heard::Passing(line) => self.bar.set_message(line.to_owned()),
+            Heard::Note(text) => self.bar.suspend(|| eprintln!("  note: {name}: {text}")),
+            Heard::Line(line) => self.bar.suspend(|| eprintln!("  {name}: {line}")),
+        }
     }
 }
 
@@ -209,41 +210,5 @@ impl Draft {
         let path = self.scratch()?.join(name);
         std::fs::write(&path, value.to_string()).with_context(|| format!("cannot write `{}`", path.display()))?;
         Ok(path)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_events_of_the_contract_are_understood() {
-        let read = |text: &str| serde_json::from_str::<Event>(text).unwrap();
-        assert_eq!(read(r#"{"event":"phase","name":"offline"}"#), Event::Phase { name: "offline".into() });
-        assert_eq!(
-            read(r#"{"event":"progress","name":"epochs","done":3,"total":10}"#),
-            Event::Progress { name: "epochs".into(), done: 3, total: 10 }
-        );
-        let error = read(r#"{"event":"error","message":"a","causes":["b"],"remedy":null}"#);
-        assert_eq!(error, Event::Error { message: "a".into(), causes: vec!["b".into()], remedy: None });
-    }
-
-    #[test]
-    fn the_phases_of_a_program_are_timed() {
-        let script = r#"say() { echo "{\"event\":\"phase\",\"name\":\"$1\"}" >&2; }; say a; sleep 0.1; say b; say a; sleep 0.1"#;
-        let (_, phases) = supervise(Command::new("sh").args(["-c", script]), "test").unwrap();
-        let names: Vec<&str> = phases.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["a", "b"]);
-        assert!(phases[0].1 >= 0.2 && phases[1].1 < phases[0].1, "{phases:?}");
-    }
-
-    #[test]
-    fn a_failing_program_is_told_with_its_own_words() {
-        let script = r#"echo '{"event":"error","message":"no","causes":["because"],"remedy":"do"}' >&2; exit 1"#;
-        let error = supervise(Command::new("sh").args(["-c", script]), "test").unwrap_err();
-        let failure = error.downcast_ref::<StageFailure>().unwrap();
-        assert_eq!((failure.message.as_str(), failure.remedy.as_deref()), ("no\n  caused by: because", Some("do")));
-        let error = supervise(Command::new("sh").args(["-c", "exit 3"]), "test").unwrap_err();
-        assert!(error.to_string().contains("exit status: 3"), "{error}");
     }
 }

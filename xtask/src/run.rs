@@ -10,10 +10,12 @@ use dcu_artifact::{Role, role_of};
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::names::file_name;
 use crate::plan::{Instance, Task};
-use crate::process::{self, Options, StageFailure};
+use crate::process::{self, Options};
 use crate::reasons::{Reason, in_one_line};
 use crate::session::{Known, Session, State};
+use crate::signals::{self, Stopped};
 use crate::store::{Record, Seconds, Stored, cpu_features};
+use crate::supervise::StageFailure;
 
 /// What to run, and how.
 #[derive(Debug, Default)]
@@ -39,6 +41,8 @@ pub(crate) fn run(session: &Session, request: &Request) -> anyhow::Result<()> {
     if request.dry {
         return dry_run(session, &selected, request.force);
     }
+    signals::install();
+    crate::output::must_arrive();
     session.store.sweep();
     let order = order(session);
     let mut known: Known = vec![None; session.plan.instances.len()];
@@ -47,6 +51,8 @@ pub(crate) fn run(session: &Session, request: &Request) -> anyhow::Result<()> {
     while let Some(&index) = order.get(position) {
         position += 1;
         let instance = &session.plan.instances[index];
+        let stopped_here = |error: anyhow::Error| signals::with_finished(error, ran.len() + cached.len());
+        signals::check().map_err(|stopped| stopped_here(stopped.into()))?;
         let state = session.state(index, &known);
         if !selected.contains(&index) {
             if let State::Cached(stored) = state {
@@ -62,6 +68,7 @@ pub(crate) fn run(session: &Session, request: &Request) -> anyhow::Result<()> {
         }
         let (stored, reasons) = match bring_up_to_date(session, index, &known, state, request, ran.contains(&index)) {
             Ok(done) => done,
+            Err(error) if error.is::<Stopped>() => return Err(stopped_here(error)),
             Err(error) => {
                 let damaged = forget_damaged_inputs(session, index, &known);
                 repairs += 1;
@@ -233,7 +240,7 @@ fn bring_up_to_date(
         if is_first {
             eprintln!("  waits   {}  (another run is making it)", instance.name);
         }
-        Ok(())
+        Ok(signals::check()?)
     })?;
     // Another run may have made it while this one waited for the lock.
     let before = match session.state(index, known) {
@@ -241,11 +248,8 @@ fn bring_up_to_date(
         State::Cached(stored) => Some(stored.record),
         _ => None,
     };
-    if force {
-        session.store.remove_checkpoints(&key);
-    }
     let draft = session.store.draft(&key, &lock)?;
-    let finished = process::run(session, index, known, &draft, &key, Options { threads: request.threads })
+    let finished = process::run(session, index, known, &draft, &key, Options { threads: request.threads, anew: force })
         .and_then(|finished| inputs_are_as_before(session, instance, known).map(|()| finished))
         .map_err(|error| explain(session, instance, error))?;
     if let Some(before) = before {
@@ -293,6 +297,9 @@ fn inputs_are_as_before(session: &Session, instance: &Instance, known: &Known) -
 }
 
 fn explain(session: &Session, instance: &Instance, error: anyhow::Error) -> anyhow::Error {
+    if error.is::<Stopped>() {
+        return error;
+    }
     let place = Some(session.plan.pipeline.document.at_key(&["stages", instance.stage.as_str()]));
     let (message, help) = match error.downcast_ref::<StageFailure>() {
         Some(failure) => (failure.message.clone(), failure.remedy.clone()),

@@ -1,12 +1,17 @@
 //! Checkpoints: a method marks safe points, this module decides when one is worth writing.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use dcu_artifact::{Content, Payload, Provenance, Tensor};
 use serde_json::{Value, json};
+
+use crate::Progress;
+use crate::clock::Clock;
+
+/// Beside the checkpoint: the seconds up to it.
+const CLOCK: &str = "clock.json";
 
 /// The state of a method at a safe point: where it is, and the tensors it needs to go on.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,34 +41,110 @@ pub struct Checkpoints {
     provenance: Provenance,
     interval: Duration,
     last: Instant,
+    progress: Progress,
+    clock: Clock,
+    has_failed: bool,
 }
 
 impl Checkpoints {
-    pub(crate) fn new(folder: Option<PathBuf>, provenance: Provenance, interval: Duration) -> Self {
-        Self { file: folder.map(|folder| folder.join("checkpoint.safetensors")), provenance, interval, last: Instant::now() }
+    pub(crate) fn new(folder: Option<PathBuf>, provenance: Provenance, interval: Duration, progress: Progress, clock: Clock) -> Self {
+        let file = folder.map(|folder| folder.join("checkpoint.safetensors"));
+        Self { file, provenance, interval, last: Instant::now(), progress, clock, has_failed: false }
     }
 
     /// The state of an interrupted run with the same method, parameters, seed and inputs. A damaged or foreign checkpoint is ignored.
     #[must_use]
     pub fn resume(&self) -> Option<Snapshot> {
-        let (snapshot, header) = dcu_artifact::read::<Snapshot>(self.file.as_ref()?).ok()?;
-        (header.provenance == self.provenance).then_some(snapshot)
+        let file = self.file.as_ref()?;
+        let (snapshot, header) = dcu_artifact::read::<Snapshot>(file).ok()?;
+        if header.provenance != self.provenance {
+            return None;
+        }
+        self.clock.resume(&file.with_file_name(CLOCK));
+        Some(snapshot)
     }
 
-    /// A safe point: writes what `state` gives, if enough time has passed since the last one.
+    /// A safe point: writes what `state` gives, if enough time has passed since the last one. A checkpoint that cannot be written is told once, and
+    /// the work goes on.
     ///
     /// # Errors
-    /// When the checkpoint cannot be made or written.
+    /// When `state` fails.
     pub fn offer(&mut self, state: impl FnOnce() -> anyhow::Result<Snapshot>) -> anyhow::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         if self.last.elapsed() < self.interval {
             return Ok(());
         }
-        if let Some(folder) = file.parent() {
-            std::fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
+        let snapshot = state()?;
+        if let Err(error) = self.write(file, &snapshot)
+            && !std::mem::replace(&mut self.has_failed, true)
+        {
+            self.progress
+                .note(&format!("no checkpoint can be written ({error:#}): the work goes on, and starts anew if it is interrupted"));
         }
-        dcu_artifact::write(file, &state()?, &self.provenance)?;
         self.last = Instant::now();
         Ok(())
+    }
+
+    fn write(&self, file: &Path, snapshot: &Snapshot) -> anyhow::Result<()> {
+        if let Some(folder) = file.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        dcu_artifact::write(file, snapshot, &self.provenance)?;
+        Ok(self.clock.save(&file.with_file_name(CLOCK))?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dcu_artifact::Producer;
+
+    use super::*;
+
+    fn checkpoints(folder: &Path) -> (Checkpoints, Clock) {
+        let provenance = Provenance {
+            producer: Producer { crate_name: "test".into(), method: "test".into(), version: 1 },
+            parameters: json!({}),
+            seed: Some(1),
+            inputs: BTreeMap::new(),
+            externals: BTreeMap::new(),
+        };
+        let clock = Clock::start();
+        (Checkpoints::new(Some(folder.to_owned()), provenance, Duration::ZERO, Progress::silent(), clock.clone()), clock)
+    }
+
+    fn snapshot() -> Snapshot {
+        let weight = Tensor::F32(dcu_artifact::Array::new(vec![2], vec![1.0, 2.0]));
+        Snapshot { position: json!({ "epoch": 3 }), tensors: BTreeMap::from([("weight".into(), weight)]) }
+    }
+
+    #[test]
+    fn a_resumed_run_counts_the_time_up_to_its_checkpoint() {
+        let folder = std::env::temp_dir().join(format!("dcu-checkpoint-{}", std::process::id()));
+        let (mut first, clock) = checkpoints(&folder);
+        assert!(first.resume().is_none());
+        clock.loaded(Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(100));
+        first.offer(|| Ok(snapshot())).unwrap();
+        let before = clock.so_far();
+        let (second, clock) = checkpoints(&folder);
+        assert_eq!(clock.earlier(), crate::clock::Seconds::default());
+        assert_eq!(second.resume(), Some(snapshot()));
+        let (earlier, now) = (clock.earlier(), clock.so_far());
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert!(earlier.load == 0.01 && (0.08..=before.compute).contains(&earlier.compute), "{earlier:?}");
+        assert!(now.compute >= earlier.compute && now.load == earlier.load, "{now:?}");
+    }
+
+    #[test]
+    fn a_checkpoint_that_cannot_be_written_does_not_end_the_run() {
+        let file = std::env::temp_dir().join(format!("dcu-no-folder-{}", std::process::id()));
+        std::fs::write(&file, "").unwrap();
+        let (mut checkpoints, _) = checkpoints(&file.join("below"));
+        checkpoints.offer(|| Ok(snapshot())).unwrap();
+        checkpoints.offer(|| Ok(snapshot())).unwrap();
+        let failed = checkpoints.has_failed;
+        let error = checkpoints.offer(|| anyhow::bail!("no state")).unwrap_err();
+        std::fs::remove_file(&file).unwrap();
+        assert!(failed && error.to_string() == "no state");
     }
 }

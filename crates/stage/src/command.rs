@@ -1,11 +1,13 @@
 //! The command line that every stage binary shares.
 
-use std::io::Read;
+use std::ffi::{OsStr, OsString};
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::{Value, json};
 
@@ -25,11 +27,12 @@ pub fn main(crate_name: &'static str, methods: &[Entry]) -> ExitCode {
         "check" => check(methods),
         method => run(crate_name, methods.iter().find(|entry| entry.name == method).expect("clap knows the names"), arguments),
     };
-    match result {
-        Ok(value) => {
-            println!("{value:#}");
-            ExitCode::SUCCESS
-        }
+    let print = |value: Value| {
+        let mut stdout = std::io::stdout().lock();
+        writeln!(stdout, "{value:#}").and_then(|()| stdout.flush()).context("the result cannot be written to stdout")
+    };
+    match result.and_then(print) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             Progress::new(style).failed(&error);
             ExitCode::FAILURE
@@ -62,14 +65,7 @@ fn method_command(entry: &Entry) -> Command {
         .arg(named("in", "An input; repeat it for an input of many values"))
         .arg(named("out", "Where an output goes"))
         .arg(path("checkpoint", "DIR", "Where to keep the state of a long run, so that a killed one goes on there"))
-        .arg(
-            Arg::new("checkpoint-seconds")
-                .long("checkpoint-seconds")
-                .value_name("S")
-                .default_value("30")
-                .value_parser(value_parser!(u64))
-                .hide(true),
-        )
+        .arg(Arg::new("checkpoint-seconds").long("checkpoint-seconds").value_name("S").value_parser(value_parser!(u64)).hide(true))
         .arg(
             Arg::new("threads")
                 .long("threads")
@@ -92,12 +88,27 @@ fn path(name: &'static str, value: &'static str, help: &'static str) -> Arg {
 }
 
 fn named(name: &'static str, help: &'static str) -> Arg {
-    Arg::new(name).long(name).value_name("NAME=PATH").action(ArgAction::Append).value_parser(parse_named).help(help)
+    Arg::new(name)
+        .long(name)
+        .value_name("NAME=PATH")
+        .action(ArgAction::Append)
+        .value_parser(OsStringValueParser::new().try_map(|text| parse_named(&text)))
+        .help(help)
 }
 
-fn parse_named(text: &str) -> Result<(String, PathBuf), String> {
-    let (name, path) = text.split_once('=').ok_or("write NAME=PATH")?;
-    Ok((name.to_owned(), PathBuf::from(path)))
+/// The path is whatever the system allows, the name is text.
+fn parse_named(text: &OsStr) -> Result<(String, PathBuf), String> {
+    let bytes = text.as_encoded_bytes();
+    let end = bytes.iter().position(|&byte| byte == b'=').ok_or("write NAME=PATH")?;
+    let name = std::str::from_utf8(&bytes[..end]).map_err(|_| "the name in NAME=PATH is no text")?;
+    // SAFETY: the bytes come from a text of the system and are cut right after a character of ASCII.
+    let path: OsString = unsafe { OsStr::from_encoded_bytes_unchecked(&bytes[end + 1..]) }.to_owned();
+    Ok((name.to_owned(), path.into()))
+}
+
+/// How often checkpoints are written unless the command line says otherwise. Tests want more of them than anybody else.
+fn checkpoint_seconds() -> u64 {
+    std::env::var("DCU_CHECKPOINT_SECONDS").ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(30)
 }
 
 fn describe(crate_name: &str, methods: &[Entry]) -> anyhow::Result<Value> {
@@ -118,7 +129,7 @@ fn answer(methods: &[Entry], mut question: Value) -> anyhow::Result<Value> {
         Ok(checked) => serde_json::to_value(checked)?,
         Err(error) => {
             let rejected = error.chain().find_map(|cause| cause.downcast_ref::<Rejected>());
-            let message = rejected.map_or_else(|| format!("{error:#}"), |rejected| rejected.message.clone());
+            let message = rejected.map_or_else(|| crate::failure::plain(&format!("{error:#}")), |rejected| rejected.message.clone());
             let remedy = crate::failure::remedy_of(&error);
             json!({ "error": { "message": message, "parameter": rejected.and_then(|rejected| rejected.parameter.clone()), "remedy": remedy } })
         }
@@ -140,7 +151,7 @@ fn run(crate_name: &'static str, entry: &Entry, matches: &ArgMatches) -> anyhow:
         outputs: all("out"),
         timings: matches.get_one::<PathBuf>("timings").cloned(),
         checkpoint: matches.get_one::<PathBuf>("checkpoint").cloned(),
-        checkpoint_interval: Duration::from_secs(matches.get_one::<u64>("checkpoint-seconds").copied().unwrap_or(30)),
+        checkpoint_interval: Duration::from_secs(matches.get_one::<u64>("checkpoint-seconds").copied().unwrap_or_else(checkpoint_seconds)),
         progress: Progress::new(matches.get_one::<Style>("progress").copied().unwrap_or(Style::Text)),
     };
     let mut context = Context::new(crate_name, arguments);

@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail, ensure};
 use dcu_artifact::{Digest, Header, Payload, Producer, Provenance};
 use serde_json::{Value, json};
 
+use crate::clock::Clock;
 use crate::progress::Progress;
 use crate::{Checkpoints, External, Input, Output};
 
@@ -24,9 +25,7 @@ pub struct Context {
     pub(crate) progress: Progress,
     provenance: Option<Provenance>,
     written: BTreeMap<String, Value>,
-    started: Instant,
-    load: Duration,
-    write: Duration,
+    clock: Clock,
 }
 
 /// The arguments of a run, as the command line gives them.
@@ -57,9 +56,7 @@ impl Context {
             progress: arguments.progress,
             provenance: None,
             written: BTreeMap::new(),
-            started: Instant::now(),
-            load: Duration::ZERO,
-            write: Duration::ZERO,
+            clock: Clock::start(),
         }
     }
 
@@ -136,7 +133,7 @@ impl Context {
             Ok((payload, header.digest))
         });
         let values = values.collect::<anyhow::Result<Vec<_>>>();
-        self.load += begin.elapsed();
+        self.clock.loaded(begin.elapsed());
         values
     }
 
@@ -161,7 +158,7 @@ impl Context {
         let provenance = self.provenance.as_ref().context("a method ran outside of its entry")?;
         let digest = dcu_artifact::write(&path, payload, provenance).with_context(|| format!("cannot write the output `{name}`"))?;
         self.written.insert(name.to_owned(), json!({ "schema": P::SCHEMA, "digest": digest }));
-        self.write += begin.elapsed();
+        self.clock.wrote(begin.elapsed());
         Ok(())
     }
 
@@ -175,7 +172,7 @@ impl Context {
         let path = self.output(name)?;
         dcu_artifact::replace_file(&path, bytes).with_context(|| format!("cannot write the output `{name}`"))?;
         self.written.insert(name.to_owned(), json!({ "schema": schema, "digest": dcu_artifact::digest_bytes(bytes) }));
-        self.write += begin.elapsed();
+        self.clock.wrote(begin.elapsed());
         Ok(())
     }
 
@@ -196,7 +193,7 @@ impl Context {
     #[must_use]
     pub fn checkpoints(&self) -> Checkpoints {
         let provenance = self.provenance.clone().expect("a method runs inside its entry");
-        Checkpoints::new(self.checkpoint.clone(), provenance, self.checkpoint_interval)
+        Checkpoints::new(self.checkpoint.clone(), provenance, self.checkpoint_interval, self.progress, self.clock.clone())
     }
 
     /// The result for stdout. Every declared output must have been written.
@@ -204,8 +201,7 @@ impl Context {
         if let Some(output) = outputs.iter().find(|output| !self.written.contains_key(output.name)) {
             bail!("the method ended without writing its output `{}`; this is a bug", output.name);
         }
-        let compute = self.started.elapsed().saturating_sub(self.load + self.write);
-        let seconds = json!({ "load": self.load.as_secs_f64(), "compute": compute.as_secs_f64(), "write": self.write.as_secs_f64() });
-        Ok(json!({ "outputs": self.written, "seconds": seconds, "peak_memory": crate::memory::peak_memory() }))
+        let (seconds, earlier) = (self.clock.so_far(), self.clock.earlier());
+        Ok(json!({ "outputs": self.written, "seconds": seconds, "earlier": earlier, "peak_memory": crate::memory::peak_memory() }))
     }
 }

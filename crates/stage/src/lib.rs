@@ -12,6 +12,7 @@
 //! the only clock that a stage sees.
 
 mod checkpoint;
+mod clock;
 mod command;
 mod context;
 mod failure;

@@ -1,8 +1,11 @@
 //! What a running stage says: events for the runner, or lines for a person, on stderr.
 
+use std::fmt::Arguments;
 use std::io::{IsTerminal, Write};
 
 use serde_json::{Value, json};
+
+use crate::failure::plain;
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -40,8 +43,7 @@ impl Progress {
     /// `done` of `total` steps of the work called `name` are done.
     pub fn step(self, name: &str, done: usize, total: usize) {
         if self.style == Style::Text && std::io::stderr().is_terminal() {
-            eprint!("\r{name} {done}/{total}{}", if done == total { "\n" } else { "" });
-            let _ = std::io::stderr().flush();
+            let _ = write!(std::io::stderr(), "\r{name} {done}/{total}{}", if done == total { "\n" } else { "" });
         } else if self.style == Style::Json {
             self.say(|| json!({ "event": "progress", "name": name, "done": done, "total": total }), String::new);
         }
@@ -53,24 +55,30 @@ impl Progress {
     }
 
     pub(crate) fn failed(self, error: &anyhow::Error) {
-        let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
+        let message = plain(&error.to_string());
+        let causes: Vec<String> = error.chain().skip(1).map(|cause| plain(&cause.to_string())).collect();
         let remedy = crate::failure::remedy_of(error);
         if self.style == Style::Json {
-            eprintln!("{}", json!({ "event": "error", "message": error.to_string(), "causes": causes, "remedy": remedy }));
+            line(format_args!("{}", json!({ "event": "error", "message": message, "causes": causes, "remedy": remedy })));
             return;
         }
-        eprintln!("error: {error}");
-        causes.iter().for_each(|cause| eprintln!("  caused by: {cause}"));
+        line(format_args!("error: {message}"));
+        causes.iter().for_each(|cause| line(format_args!("  caused by: {cause}")));
         if let Some(remedy) = remedy {
-            eprintln!("  help: {remedy}");
+            line(format_args!("  help: {remedy}"));
         }
     }
 
-    fn say(self, event: impl FnOnce() -> Value, line: impl FnOnce() -> String) {
+    fn say(self, event: impl FnOnce() -> Value, text: impl FnOnce() -> String) {
         match self.style {
-            Style::Json => eprintln!("{}", event()),
-            Style::Text => eprintln!("{}", line()),
+            Style::Json => line(format_args!("{}", event())),
+            Style::Text => line(format_args!("{}", text())),
             Style::None => {}
         }
     }
+}
+
+/// A line on stderr. Where nobody can hear it the work goes on.
+fn line(text: Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
