@@ -6,8 +6,10 @@ mod bench;
 mod catalogue;
 mod cli;
 mod diagnostic;
+mod files;
 mod fingerprint;
 mod metrics;
+mod names;
 mod pipeline;
 mod plan;
 mod process;
@@ -23,12 +25,10 @@ mod yaml;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    match cli::CommandLine::parse().execute() {
+    match cli::CommandLine::read().execute() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", error.chain().map(ToString::to_string).collect::<Vec<_>>().join("\n  caused by: "));

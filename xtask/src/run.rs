@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::names::file_name;
 use crate::plan::Instance;
 use crate::process::{self, Options, StageFailure};
 use crate::reasons::{Reason, in_one_line};
@@ -30,6 +31,7 @@ pub(crate) struct Request {
 pub(crate) fn run(session: &Session, request: &Request) -> anyhow::Result<()> {
     let begin = Instant::now();
     let selected = selection(session, request)?;
+    session.plan.refuse(&selected)?;
     if request.dry {
         return dry_run(session, &selected, request.force);
     }
@@ -194,7 +196,6 @@ fn bring_up_to_date(
 }
 
 fn explain(session: &Session, instance: &Instance, error: anyhow::Error) -> anyhow::Error {
-    let place = Some(session.plan.pipeline.document.at_key(&["stages", instance.stage.as_str()]));
     let (message, help) = match error.downcast_ref::<StageFailure>() {
         Some(failure) => (failure.message.clone(), failure.remedy.clone()),
         None => {
@@ -202,6 +203,7 @@ fn explain(session: &Session, instance: &Instance, error: anyhow::Error) -> anyh
             (error.chain().map(ToString::to_string).collect::<Vec<_>>().join("\n  caused by: "), remedy)
         }
     };
+    let place = Some(session.plan.place_of_failure(instance, &message));
     Diagnostics::from(Diagnostic { place, message: format!("`{}` failed: {message}", instance.name), help }).into()
 }
 
@@ -215,7 +217,7 @@ fn show_reports(session: &Session, known: &Known, selected: &[usize]) -> anyhow:
         for (name, made) in &stored.record.outputs {
             let Some(extension) = made.schema.strip_prefix("file/") else { continue };
             let alone = stored.record.outputs.values().filter(|other| other.schema == made.schema).count() == 1;
-            let name = if alone { instance.name.clone() } else { format!("{}-{name}", instance.name) };
+            let name = file_name(&if alone { instance.name.clone() } else { format!("{}-{name}", instance.name) });
             create_folder(&folder)?;
             let path = stored.folder.join(&made.file);
             let bytes = std::fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?;

@@ -71,6 +71,9 @@ impl Session {
     /// All that decides the result of an instance, or the instances that must run before it is known.
     pub(crate) fn parts(&self, index: usize, known: &Known) -> Result<Parts, Vec<usize>> {
         let instance = &self.plan.instances[index];
+        if instance.problem.is_some() {
+            return Err(vec![index]);
+        }
         let missing: Vec<usize> = instance.needs().into_iter().filter(|&need| known[need].is_none()).collect();
         if !missing.is_empty() {
             return Err(missing);

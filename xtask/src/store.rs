@@ -301,9 +301,7 @@ impl Store {
     }
 
     fn last_path(&self, pipeline: &str, instance: &str) -> PathBuf {
-        let plain = |character: char| character.is_ascii_alphanumeric() || "-_@#.".contains(character);
-        let name: String = instance.chars().map(|character| if plain(character) { character } else { '_' }).collect();
-        self.layout().join("pipelines").join(pipeline).join(format!("{name}.json"))
+        self.layout().join("pipelines").join(pipeline).join(format!("{}.json", crate::names::file_name(instance)))
     }
 }
 
