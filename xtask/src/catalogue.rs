@@ -181,6 +181,14 @@ impl Catalogue {
     }
 }
 
+#[cfg(test)]
+impl Catalogue {
+    /// A catalogue of methods that no program has.
+    pub(crate) fn of(crate_name: &str, methods: Vec<Method>) -> Self {
+        Self { folder: PathBuf::new(), crates: BTreeMap::from([(crate_name.to_owned(), methods)]) }
+    }
+}
+
 /// The folders under `crates/` that build a stage binary.
 fn stage_crates(workspace: &Path) -> anyhow::Result<Vec<String>> {
     let folder = workspace.join("crates");

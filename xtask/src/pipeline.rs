@@ -81,7 +81,7 @@ impl Pipeline {
         Ok(Self::from_document(document)?)
     }
 
-    fn from_document(document: Document) -> Result<Self, Diagnostics> {
+    pub(crate) fn from_document(document: Document) -> Result<Self, Diagnostics> {
         let mut reader = Reader { document: &document, problems: Diagnostics::default() };
         let pipeline = reader.pipeline();
         reader.problems.into_result()?;
@@ -142,7 +142,7 @@ fn set(document: &mut Document, setting: &str) -> Result<(), Diagnostic> {
     let wrong = |message: String| Diagnostic::new(Place::Argument(argument.clone()), message);
     let (target, text) =
         setting.split_once('=').ok_or_else(|| wrong("write `--set STAGE.PARAMETER=VALUE` or `--set seeds=[1, 2]`".into()))?;
-    let value = yaml::parse_value(text).map_err(|message| wrong(format!("the value is no YAML: {message}")))?;
+    let value = yaml::parse_value(text).map_err(|message| wrong(format!("the value of this setting: {message}")))?;
     if TOP_KEYS.contains(&target) && target != "stages" {
         return document.set(&[target], value, &argument).map_err(wrong);
     }
@@ -523,7 +523,7 @@ mod tests {
         refused("base.matrix=[1]", "name a key of the matrix");
         refused("base.with=3", "name a parameter");
         refused("base.command=[sh]", "set `base.with.command`");
-        refused("base.uses=[", "the value is no YAML");
+        refused("base.uses=[", "the value of this setting: this is no YAML");
     }
 
     #[test]
@@ -567,7 +567,7 @@ mod tests {
         let stages: String = (0..2001).map(|number| format!("  s{number}: {{ uses: a/b }}\n")).collect();
         refused(&format!("{head}stages:\n{stages}"), "there are 2001 stages; a pipeline has at most 2000");
         refused(&format!("{head}seeds: {}\nstages:\n  x: {{ uses: a/b }}\n", list(10_001)), "there are 10001 seeds");
-        refused(&format!("{head}seeds: [18446744073709551616]\nstages:\n  x: {{ uses: a/b }}\n"), "to 18446744073709551615");
+        refused(&format!("{head}seeds: [18446744073709551616]\nstages:\n  x: {{ uses: a/b }}\n"), "and 18446744073709551615");
         refused(&format!("{head}stages:\n  x: {{ uses: a/b, seed: -1 }}\n"), "from 0 to 18446744073709551615");
         let unknown: String = (0..50_000).map(|number| format!("k{number}: 1\n")).collect();
         refused(&format!("{head}{unknown}stages:\n  x: {{ uses: a/b }}\n"), "... and 49980 more");

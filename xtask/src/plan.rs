@@ -92,12 +92,7 @@ impl Instance {
 impl Plan {
     /// Resolves and checks a pipeline. That something outside is missing is no error here, but the problem of the instances that read it.
     pub(crate) fn new(pipeline: Pipeline, catalogue: &Catalogue) -> anyhow::Result<Self> {
-        let order = order(&pipeline, catalogue)?;
-        let mut expansion = Expansion::new(&pipeline, catalogue);
-        for stage in order {
-            expansion.stage(&pipeline.stages[stage]);
-        }
-        let mut instances = expansion.finish()?;
+        let mut instances = expand(&pipeline, catalogue)?;
         check_parameters(&pipeline, catalogue, &mut instances)?;
         Ok(Self { pipeline, instances })
     }
@@ -195,6 +190,15 @@ impl Plan {
     }
 }
 
+/// All instances, in an order in which they can run, their connections checked.
+fn expand(pipeline: &Pipeline, catalogue: &Catalogue) -> Result<Vec<Instance>, Diagnostics> {
+    let mut expansion = Expansion::new(pipeline, catalogue);
+    for stage in order(pipeline, catalogue)? {
+        expansion.stage(&pipeline.stages[stage]);
+    }
+    expansion.finish()
+}
+
 /// Whether a message names a file or folder: by its path, or by its last part.
 fn speaks_of(message: &str, path: &str) -> bool {
     let name = Path::new(path).file_name().and_then(|name| name.to_str());
@@ -207,7 +211,7 @@ fn split_link(link: &str) -> (&str, Option<&str>) {
 }
 
 /// The stages in an order in which each comes after what it needs, and else as they are written.
-fn order(pipeline: &Pipeline, catalogue: &Catalogue) -> anyhow::Result<Vec<usize>> {
+fn order(pipeline: &Pipeline, catalogue: &Catalogue) -> Result<Vec<usize>, Diagnostics> {
     let positions: HashMap<&str, usize> =
         pipeline.stages.iter().enumerate().map(|(position, stage)| (stage.name.as_str(), position)).collect();
     let mut parts: usize = 0;
@@ -216,7 +220,7 @@ fn order(pipeline: &Pipeline, catalogue: &Catalogue) -> anyhow::Result<Vec<usize
         let points = points(&stage.matrix);
         parts = parts.saturating_add(points.len().saturating_mul(stage.inputs.iter().map(|(_, links)| links.all().len()).sum::<usize>()));
         if parts > MOST_PARTS {
-            return Err(Diagnostics::from(too_much(pipeline, &stage.name)).into());
+            return Err(too_much(pipeline, &stage.name).into());
         }
         let mut found: HashSet<usize> = HashSet::new();
         for point in &points {
@@ -247,7 +251,7 @@ fn order(pipeline: &Pipeline, catalogue: &Catalogue) -> anyhow::Result<Vec<usize
         }
     }
     if order.len() < needs.len() {
-        return Err(Diagnostics::from(cycle(pipeline, &needs, &order)).into());
+        return Err(cycle(pipeline, &needs, &order).into());
     }
     Ok(order)
 }
@@ -915,7 +919,141 @@ fn location_to_blame<'a>(pipeline: &Pipeline, catalogue: &Catalogue, instance: &
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use serde_json::json;
+
     use super::*;
+    use crate::yaml::Document;
+
+    fn expanded(text: &str, methods: Value) -> Result<(Pipeline, Vec<Instance>), Diagnostics> {
+        let text = format!("version: 1\nname: a\n{text}");
+        let pipeline = Pipeline::from_document(Document::parse(Path::new("p.yaml"), &text).unwrap())?;
+        let catalogue = Catalogue::of("x", serde_json::from_value(methods).unwrap());
+        let instances = expand(&pipeline, &catalogue)?;
+        Ok((pipeline, instances))
+    }
+
+    fn names(instances: &[Instance]) -> Vec<&str> {
+        instances.iter().map(|instance| instance.name.as_str()).collect()
+    }
+
+    #[test]
+    fn ten_thousand_instances_are_planned_at_once_and_one_more_is_refused() {
+        let text = |seeds: usize, ways: usize| {
+            let seeds: Vec<String> = (0..seeds).map(|seed| seed.to_string()).collect();
+            let ways: Vec<String> = (0..ways).map(|way| way.to_string()).collect();
+            let (seeds, ways) = (seeds.join(", "), ways.join(", "));
+            format!(
+                "seeds: [{seeds}]\nstages:\n  a: {{ matrix: {{ k: [{ways}] }}, command: [x], out: {{ o: file/txt }} }}\n  \
+                 b: {{ command: [x], in: {{ i: a }}, out: {{ o: file/txt }} }}\n  \
+                 c: {{ command: [x], in: {{ i: a, j: b }}, out: {{ o: file/txt }} }}\n  \
+                 d: {{ command: [x], in: {{ i: [c] }}, out: {{ o: file/txt }}, gather: seeds, seed: 1 }}\n"
+            )
+        };
+        let begin = Instant::now();
+        let (_, instances) = expanded(&text(33, 101), json!([])).unwrap();
+        assert_eq!(instances.len(), 3 * 33 * 101 + 1);
+        let last = &instances[instances.len() - 1];
+        assert_eq!((last.name.as_str(), last.inputs[0].1.len()), ("d", 33 * 101));
+        assert_eq!(instances[2 * 33 * 101 + 40].needs(), [40, 33 * 101 + 40]);
+        let error = expanded(&text(34, 101), json!([])).unwrap_err().to_string();
+        assert!(error.contains("`c` brings the instances to") && error.contains("at most 10000") && error.contains("p.yaml:"), "{error}");
+        assert!(begin.elapsed().as_secs() < 5, "it took {:?}", begin.elapsed());
+    }
+
+    #[test]
+    fn two_thousand_stages_in_a_chain_written_backwards_are_ordered() {
+        let chain: String = (1..2000)
+            .rev()
+            .map(|stage| format!("  s{stage}: {{ command: [x], in: {{ i: s{} }}, out: {{ o: file/txt }} }}\n", stage - 1))
+            .collect();
+        let begin = Instant::now();
+        let (_, instances) = expanded(&format!("stages:\n{chain}  s0: {{ command: [x], out: {{ o: file/txt }} }}\n"), json!([])).unwrap();
+        assert_eq!((names(&instances)[0], names(&instances)[1999]), ("s0#42", "s1999#42"));
+        let error = expanded(&format!("stages:\n{chain}  s0: {{ command: [x], in: {{ i: s1999 }}, out: {{ o: file/txt }} }}\n"), json!([]))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("in a cycle: ") && error.len() < 2000, "{error}");
+        assert!(begin.elapsed().as_secs() < 5, "it took {:?}", begin.elapsed());
+    }
+
+    #[test]
+    fn what_instances_hold_together_is_bounded() {
+        let list: Vec<String> = (0..100_000).map(|number| (number % 10).to_string()).collect();
+        let seeds: Vec<String> = (0..1000).map(|seed| seed.to_string()).collect();
+        let text = format!(
+            "seeds: [{}]\nstages:\n  a: {{ command: [x], out: {{ o: file/txt }}, with: {{ p: [{}] }} }}\n",
+            seeds.join(","),
+            list.join(",")
+        );
+        let error = expanded(&text, json!([])).unwrap_err().to_string();
+        assert!(error.contains("more than 2000000 connections and values"), "{error}");
+    }
+
+    #[test]
+    fn an_input_that_is_not_read_is_checked_and_dropped() {
+        let input =
+            |name: &str, unused: bool| json!({ "name": name, "schema": "file/txt", "optional": unused, "many": false, "unused": unused });
+        let method = |name: &str, inputs: Value| {
+            json!({ "name": name, "version": 1, "summary": "", "uses_seed": true, "parameters": {}, "inputs": inputs,
+                "outputs": [{ "name": "o", "schema": "file/txt" }] })
+        };
+        let methods = json!([method("make", json!([])), method("take", json!([input("one", false), input("two", true)]))]);
+        let text = |two: &str| {
+            format!(
+                "stages:\n  take: {{ uses: x/take, in: {{ one: a, two: {two} }} }}\n  a: {{ uses: x/make }}\n  b: {{ uses: x/make, seed: 3 }}\n  \
+                 after: {{ command: [x], in: {{ i: take }}, out: {{ o: file/csv }} }}\n"
+            )
+        };
+        let (_, instances) = expanded(&text("b"), methods.clone()).unwrap();
+        assert_eq!(names(&instances), ["a#42", "take#42", "b", "after#42"]);
+        assert_eq!(instances[1].inputs, [("one".to_owned(), vec![Source { instance: 0, output: "o".into() }])]);
+        // It is no dependency, so that it closes no cycle.
+        let error = expanded(&text("after"), methods.clone()).unwrap_err().to_string();
+        assert!(error.contains("needs file/txt, but `after` gives file/csv") && error.contains("p.yaml:4:"), "{error}");
+        let error = expanded(&text("c"), methods.clone()).unwrap_err().to_string();
+        assert!(error.contains("there is no stage `c`"), "{error}");
+        let error = expanded(&text("[a, b]"), methods).unwrap_err().to_string();
+        assert!(error.contains("takes one value"), "{error}");
+    }
+
+    #[test]
+    fn an_outside_stage_takes_matrix_values_everywhere() {
+        let text = "stages:\n  a: { matrix: { kind: [csv, c/v] }, command: [x, \"$${kind}\"], code: [\"${kind}.py\"], out: { o: \"file/${kind}\" } }\n";
+        let error = expanded(text, json!([])).unwrap_err().to_string();
+        assert!(error.contains("`file/c/v` is no schema") && error.contains("p.yaml:4:"), "{error}");
+        let (_, instances) = expanded(&text.replace("c/v", "json"), json!([])).unwrap();
+        assert_eq!(instances[1].outputs, [Output { name: "o".into(), schema: "file/json".into() }]);
+        let Task::Command { command, code, .. } = &instances[1].task else { panic!("a command") };
+        assert_eq!((command[1].as_str(), code[0].as_str()), ("${kind}", "json.py"));
+    }
+
+    #[test]
+    fn instances_are_named_after_encoded_values() {
+        let text = |values: &str| format!("stages:\n  a: {{ matrix: {{ k: [{values}] }}, command: [x], out: {{ o: file/txt }} }}\n");
+        let (_, instances) = expanded(&text("uoft-cs/cifar10, 0.5, \"a#1@b\""), json!([])).unwrap();
+        assert_eq!(names(&instances), ["a@uoft-cs%2Fcifar10#42", "a@0.5#42", "a@a%231%40b#42"]);
+        assert_eq!(instances[0].coordinates[0].value, "uoft-cs/cifar10");
+        let error = expanded(&text("1, \"1\""), json!([])).unwrap_err().to_string();
+        assert!(error.contains("two instances the name `a@1#42`"), "{error}");
+    }
+
+    #[test]
+    fn only_the_problems_of_what_is_needed_count() {
+        let text = "stages:\n  a: { command: [x], out: { o: file/txt } }\n  b: { command: [x], in: { i: a }, out: { o: file/txt } }\n  \
+             c: { command: [x], out: { o: file/txt } }\n";
+        let (pipeline, mut instances) = expanded(text, json!([])).unwrap();
+        instances[0].problem = Some(Diagnostic { place: None, message: "a file is missing".into(), help: None });
+        let plan = Plan { pipeline, instances };
+        assert!(plan.refuse(&[2]).is_ok());
+        assert_eq!(plan.refuse(&[1]).unwrap_err().to_string(), "a file is missing");
+        assert_eq!(plan.refuse(&[0, 1, 2]).unwrap_err().len(), 1);
+        assert_eq!(plan.downstream(&[0]), [0, 1]);
+        assert_eq!(plan.select_output("a.o").unwrap(), (vec![0], Some("o")));
+        assert_eq!(plan.select_output("a#42.o").unwrap(), (vec![0], Some("o")));
+        assert!(plan.select_output("a.p").unwrap_err().to_string().contains("has no output `p`"));
+    }
 
     fn point(pairs: &[(&str, Value)]) -> Point {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect()
