@@ -103,6 +103,259 @@ fn mistakes_on_the_command_line_are_found() {
     );
 }
 
+/// One program from outside: what becomes of a pipeline shows in a moment.
+const OUTSIDE: &str = "\
+version: 1
+name: outside
+seeds: [1]
+stages:
+  note: { command: [sh, write.sh], code: [write.sh], out: { text: file/txt } }
+";
+
+/// Writes its parameters to its only output.
+const WRITE: &str = r#"
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --params) parameters=$2 ;;
+        --out) output=${2#*=} ;;
+    esac
+    shift
+done
+cat "$parameters" > "$output"
+"#;
+
+fn outside(old: &str, new: &str) -> Project {
+    assert!(OUTSIDE.contains(old), "`{old}` is not in the pipeline");
+    let project = Project::new(&OUTSIDE.replacen(old, new, 1));
+    std::fs::write(project.path("write.sh"), WRITE).unwrap();
+    project
+}
+
+#[test]
+fn names_that_would_reach_elsewhere_are_refused() {
+    let refused = |old: &str, new: &str, expected: &[&str]| {
+        let project = outside(old, new);
+        let error = project.xtask("run", &[]).failure();
+        for part in expected.iter().chain(&["pipeline.yaml:", "help: "]) {
+            assert!(error.contains(part), "`{part}` is not in:\n{error}");
+        }
+        let left: Vec<_> = std::fs::read_dir(project.path("")).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        assert_eq!(left.len(), 2, "something was written: {left:?}");
+    };
+    let output = "{ text: file/txt }";
+    refused(output, "{ record: file/json }", &["`record` cannot be the name of this output", "pipeline.yaml:5:60"]);
+    refused(output, "{ \"../../../x\": file/txt }", &["letters, digits, `-` and `_`"]);
+    refused(output, "{ /tmp/x: file/txt }", &["letters, digits, `-` and `_`"]);
+    refused(output, "{ text: file/txt, Text: file/csv }", &["only in capitals"]);
+    refused("note:", "\"a#1\":", &["`a#1` cannot be the name of this stage", "pipeline.yaml:5:3"]);
+    refused("note:", &format!("{}:", "n".repeat(300)), &["300 characters, but may have 64"]);
+    refused("name: outside", "name: ../up", &["`../up` cannot be the name of this pipeline"]);
+    for schema in ["file/", "file/.", "file/json/../x"] {
+        let error = outside(output, &format!("{{ text: {schema} }}")).xtask("run", &[]).failure();
+        assert!(error.contains("1 to 16 letters and digits") && error.contains("pipeline.yaml:5:"), "{error}");
+    }
+}
+
+#[test]
+fn any_matrix_value_runs() {
+    let long = "x".repeat(300);
+    let matrix =
+        format!("matrix: {{ repo: [uoft-cs/cifar10, \"a#1@b\", {long}] }}, with: {{ repo: \"${{repo}}\", as_is: \"$${{repo}}\" }}");
+    let project = outside("command:", &format!("{matrix}, command:"));
+    let run = project.xtask("run", &[]).success();
+    let ran = run.ran();
+    assert_eq!(ran[..2], ["note@uoft-cs%2Fcifar10#1", "note@a%231%40b#1"], "{}", run.stderr);
+    assert!(ran[2].len() < 64 && ran[2].starts_with("note@xxx"), "{}", run.stderr);
+    assert!(run.stdout.contains(r#"{"repo":"uoft-cs/cifar10","as_is":"${repo}"}"#), "{}", run.stdout);
+    assert_eq!(project.xtask("run", &[]).success().ran(), Vec::<&str>::new());
+    assert!(project.store().join("reports/outside/note@uoft-cs%2Fcifar10#1.txt").is_file());
+}
+
+#[test]
+fn a_name_of_many_values_does_not_fail_after_the_work() {
+    let keys: String = (0..10).map(|key| format!("k{key}: [{}], ", "v".repeat(40))).collect();
+    let project = outside("command:", &format!("matrix: {{ {keys} }}, command:"));
+    assert!(project.xtask("run", &[]).success().ran()[0].len() > 400);
+    assert_eq!(project.xtask("run", &[]).success().ran(), Vec::<&str>::new());
+    let run = project.xtask("run", &["--set", "note.more=1"]).success();
+    assert!(run.stderr.contains("`more`"), "it does not know what it had last: {}", run.stderr);
+}
+
+#[test]
+fn code_and_schemas_take_matrix_values() {
+    let project = outside("[write.sh]", "[\"${script}\"], matrix: { script: [write.sh], kind: [txt] }");
+    let text = std::fs::read_to_string(project.pipeline()).unwrap();
+    std::fs::write(project.pipeline(), text.replace("file/txt", "\"file/${kind}\"")).unwrap();
+    assert_eq!(project.xtask("run", &[]).success().ran(), ["note@write.sh@txt#1"]);
+    std::fs::write(project.path("write.sh"), format!("{WRITE}# more\n")).unwrap();
+    let run = project.xtask("run", &[]).success();
+    assert!(run.ran().len() == 1 && run.stderr.contains("code of write.sh"), "{}", run.stderr);
+}
+
+#[test]
+fn what_is_no_pipeline_file_is_told_apart() {
+    let project = outside("name:", "name:");
+    let refused = |path: &Path, expected: &[&str]| {
+        let begin = std::time::Instant::now();
+        let error = Finished::of(program("xtask").arg("run").arg(path)).failure();
+        for part in expected {
+            assert!(error.contains(part), "`{part}` is not in:\n{error}");
+        }
+        assert!(error.len() < 3000 && begin.elapsed().as_secs() < 10, "{} bytes in {:?}", error.len(), begin.elapsed());
+    };
+    let wrong = |bytes: &[u8], expected: &[&str]| {
+        let path = project.path("wrong.yaml");
+        std::fs::write(&path, bytes).unwrap();
+        refused(&path, expected);
+    };
+    let utf16: Vec<u8> = std::iter::once(0xfeff).chain(OUTSIDE.encode_utf16()).flat_map(u16::to_le_bytes).collect();
+    wrong(&utf16, &["UTF-16", "help: save it with the encoding UTF-8"]);
+    wrong(b"version: 1\nname: caf\xe9\n", &["line 2", "help: save it with the encoding UTF-8"]);
+    wrong(" ".repeat((1 << 20) + 1).as_bytes(), &["longer than 1048576 bytes"]);
+    wrong(format!("a: {}", "[".repeat(100_000)).as_bytes(), &["deeper than 64 levels", "wrong.yaml:1:"]);
+    wrong(format!("{OUTSIDE}{}: 1\n", "k".repeat(500_000)).as_bytes(), &["unknown key `kkk", "wrong.yaml:6:1"]);
+    let keys: String = (0..100_000).map(|key| format!("k{key}: 1\n")).collect();
+    wrong(format!("{OUTSIDE}{keys}").as_bytes(), &["unknown key `k0`", "... and 99980 more"]);
+    wrong(format!("{OUTSIDE}seed: 18446744073709551616\n").as_bytes(), &["between", "18446744073709551615", "wrong.yaml:6:7"]);
+    refused(&project.path(""), &["it is a folder, not a file"]);
+    #[cfg(unix)]
+    {
+        assert!(std::process::Command::new("mkfifo").arg(project.path("pipe")).status().unwrap().success());
+        refused(&project.path("pipe"), &["it is a pipe (FIFO), not a file"]);
+        let error = Finished::of(program("xtask").arg("inspect").arg(project.path("pipe"))).failure();
+        assert!(error.contains("it is a pipe (FIFO), not a file"), "{error}");
+    }
+
+    // A byte-order mark is none of these, and moves no column.
+    let marked = outside("version:", "\u{feff}version:");
+    marked.xtask("run", &[]).success();
+    std::fs::write(marked.pipeline(), "\u{feff}version: 2\nname: a\nstages: { a: { uses: train/fit } }\n").unwrap();
+    assert!(marked.xtask("run", &[]).failure().contains("pipeline.yaml:1:10"));
+}
+
+#[test]
+fn a_plan_that_is_too_large_is_refused_before_it_is_made() {
+    let project = outside("name:", "name:");
+    let begin = std::time::Instant::now();
+    let refused = |setting: &str, expected: &str| {
+        let error = project.xtask("run", &["--set", setting]).failure();
+        assert!(error.contains(expected) && error.contains("--> --set "), "`{expected}` is not in:\n{error}");
+    };
+    let list = |count: usize| format!("[{}]", (0..count).map(|number| number.to_string()).collect::<Vec<_>>().join(","));
+    refused(&format!("seeds={}", list(10_001)), "at most 10000");
+    refused(&format!("note.matrix.k={}", list(10_001)), "this matrix makes 10001 instances; a pipeline has at most 10000");
+    refused("seeds=[-1]", "from 0 to 18446744073709551615");
+    refused("note.seed=-1", "from 0 to 18446744073709551615");
+    refused("note.seed=18446744073709551616", "18446744073709551615");
+    refused(&format!("note.x={}", "[".repeat(50_000)), "deeper than 64 levels");
+    let graph = project.xtask("graph", &["--set", &format!("note.matrix.k={}", list(10_000))]).success();
+    assert!(graph.stdout.contains("10000"), "{}", graph.stdout);
+    assert!(begin.elapsed().as_secs() < 60, "it took {:?}", begin.elapsed());
+}
+
+#[test]
+fn every_part_of_a_stage_can_be_set() {
+    let project = Project::new(SMALL);
+    let needs = |settings: &[&str]| {
+        let more: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+        let stdout = project.xtask("graph", &more).success().stdout;
+        stdout.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+    };
+    assert!(needs(&["retrain.in.model=offline"]).contains(&"retrain unlearn/retrain 1 data request offline".to_owned()));
+    assert!(needs(&["evaluate.matrix.of=[base, retrain]"]).contains(&"report report/table 1 evaluate".to_owned()));
+    assert!(needs(&["evaluate.matrix.of=[base, retrain]"]).iter().any(|line| line.starts_with("evaluate attack/evaluate 2 ")));
+    assert!(needs(&["report.in.metrics=[evaluate]", "seeds=[1, 2]"]).contains(&"report report/table 1 evaluate".to_owned()));
+    let refused = |setting: &str, expected: &[&str]| {
+        let error = project.xtask("run", &["--set", setting]).failure();
+        for part in expected.iter().copied().chain([format!("--> --set {setting}").as_str()]) {
+            assert!(error.contains(part), "`{part}` is not in:\n{error}");
+        }
+    };
+    refused("retrain.in.modle=base", &["`retrain` has no input `modle`", "did you mean `model`?"]);
+    refused("retrain.in.model=bose", &["there is no stage `bose`", "did you mean `base`?"]);
+    refused("retrain.in.model=data.train", &["needs model/1, but `data.train` gives dataset/1"]);
+    refused("report.in.metrics=[evaluate, evaluaet]", &["there is no stage `evaluaet`", "did you mean `evaluate`?"]);
+    refused("base.lable=x", &["`fit` has no parameter `lable`", "did you mean `label`?"]);
+    refused("base.label=a/b", &["cannot be the name of this label"]);
+    refused("base.in=data", &["name an input"]);
+    refused("evaluate.gather=all", &["`gather` can only be `seeds`"]);
+    refused("base.widths.0=4", &["set `widths` whole"]);
+    refused("base.epochs=0", &["parameter `epochs`"]);
+}
+
+#[test]
+fn only_what_is_asked_for_needs_its_outside_files() {
+    let old = "uses: train/fit, in: { dataset: data.train }, with: { model: mlp,";
+    assert!(SMALL.contains(old));
+    let project =
+        Project::new(&SMALL.replace(old, "uses: train/import, in: { dataset: data.train }, with: { path: later.safetensors, model: mlp,"));
+    assert_eq!(project.xtask("run", &["--only", "data", "--only", "holdout"]).success().ran(), ["data", "holdout"]);
+    project.xtask("status", &[]).success();
+    for more in [&[][..], &["--only", "base"], &["--only", "report"], &["--from", "modular"]] {
+        let error = project.xtask("run", more).failure();
+        assert!(error.contains("later.safetensors") && error.contains("pipeline.yaml:7:"), "{more:?}: {error}");
+    }
+    // A parameter that is wrong is wrong for all.
+    let error = project.xtask("run", &["--only", "data", "--set", "base.batch=0"]).failure();
+    assert!(error.contains("parameter `batch`"), "{error}");
+}
+
+#[test]
+fn a_command_that_is_mistyped_is_guessed() {
+    let finished = Finished::of(program("xtask").arg("rnu"));
+    assert!(finished.code == Some(2) && finished.stderr.contains("a similar subcommand exists: 'run'"), "{}", finished.stderr);
+}
+
+#[test]
+fn results_are_found_by_pipeline_stage_and_output() {
+    let project = Project::new(SMALL);
+    project.xtask("run", &["--only", "data", "--only", "holdout"]).success();
+    let inspect = |more: &[&str]| project.xtask("inspect", more);
+    let all = inspect(&[]).success().stdout;
+    assert!(
+        all.contains("data  train (dataset/1") && all.contains("holdout  holdout (") && all.contains("base#1  is not up to date"),
+        "{all}"
+    );
+    let one = inspect(&["data.train", "--json"]).success().stdout;
+    assert!(one.contains("train.safetensors") || one.contains("\"output\": \"train\""), "{one}");
+    assert!(!one.contains("\"output\": \"test\""), "{one}");
+    assert!(inspect(&["data.trian"]).failure().contains("did you mean `train`?"));
+    assert!(inspect(&["base"]).failure().contains("`base#1` is not up to date"));
+
+    let refused = |name: &str, bytes: &[u8], expected: &str| {
+        std::fs::write(project.path(name), bytes).unwrap();
+        let error = Finished::of(program("xtask").arg("inspect").arg(project.path(name))).failure();
+        assert!(error.contains(expected) && error.contains(name), "`{expected}` is not in:\n{error}");
+    };
+    refused("a.png", b"\x89PNG\r\n\x1a\n", "it seems to be a PNG image");
+    refused("a.csv", b"id\ntrain:1\n", "it seems to be plain text");
+    refused("a.pt", b"PK\x03\x04........", "a ZIP archive, as PyTorch writes it");
+    refused("a.safetensors", b"", "is damaged");
+    let error = Finished::of(program("xtask").arg("inspect").arg(project.path(""))).failure();
+    assert!(error.contains("it is a folder, not a file"), "{error}");
+}
+
+#[test]
+fn the_numbers_of_metrics_are_shown_with_what_they_mean() {
+    let project = Project::new(SMALL);
+    project.xtask("run", &["--set", "evaluate.matrix.of=[base]"]).success();
+    let path = project.artifact("evaluate", &["--set", "evaluate.matrix.of=[base]"]);
+    let shown = Finished::of(program("xtask").arg("inspect").arg(&path)).success().stdout;
+    let metrics = dcu_artifact::Metrics::read(&path).unwrap();
+    for (name, value) in &metrics.scalars {
+        let line = shown
+            .lines()
+            .find(|line| line.trim_start().starts_with(&format!("{name} ")))
+            .unwrap_or_else(|| panic!("no `{name}`:\n{shown}"));
+        let known = &metrics.definitions[name];
+        assert!(line.contains(&value.to_string()) && line.contains(&known.unit) && line.ends_with(known.definition.trim_end()), "{line}");
+    }
+    let (name, array) = metrics.arrays.iter().next().unwrap();
+    assert!(shown.lines().any(|line| line.contains(name) && line.contains(&format!("{:?}", array.shape))), "{shown}");
+    let json = Finished::of(program("xtask").arg("inspect").arg(&path).arg("--json")).success().stdout;
+    assert!(json.contains("\"scalars\": {") && json.contains("\"test_accuracy\": "), "{json}");
+}
+
 /// Runs `SMALL` with settings; it must fail at `stage` with all of `expected`, and leave no record of that stage.
 #[track_caller]
 fn fails_at(stage: &str, settings: &[&str], expected: &[&str]) {
@@ -136,7 +389,7 @@ fn an_unknown_id_in_a_deletion_request_is_refused() {
         std::fs::write(&file, text).unwrap();
         let setting = format!("request.file={}", file.display());
         let error = project.xtask("run", &["--set", "request.scenario=ids", "--set", &setting]).failure();
-        for part in expected {
+        for part in expected.iter().chain(&["--> --set request.file="]) {
             assert!(error.contains(part), "`{part}` is not in:\n{error}");
         }
     };
@@ -175,7 +428,7 @@ fn broken_images_and_labels_are_refused() {
 
 #[test]
 fn an_impossible_network_is_refused_with_the_reason() {
-    fails_at("base", &["base.model=cnn", "base.widths=[4,4,4,4,4,4]"], &["32"]);
+    fails_at("base", &["base.model=cnn", "base.widths=[4,4,4,4,4,4]"], &["64 x 64 pixels at least, not 32 x 32"]);
 }
 
 /// A file size limit makes writes fail in the middle, as a full disk does, for root too.

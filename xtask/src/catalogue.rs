@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, bail, ensure};
 use dcu_artifact::Digest;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// One method of a stage crate.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,6 +32,9 @@ pub(crate) struct Input {
     pub(crate) schema: String,
     pub(crate) optional: bool,
     pub(crate) many: bool,
+    /// Whether it may be connected, so that methods can be swapped, but is not read.
+    #[serde(default)]
+    pub(crate) unused: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +68,9 @@ pub(crate) enum Answer {
 pub(crate) struct Checked {
     pub(crate) parameters: Value,
     pub(crate) externals: Vec<External>,
+    /// What is put over the parameters as written before the stage starts.
+    #[serde(default)]
+    pub(crate) pinned: Map<String, Value>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -78,6 +84,19 @@ pub(crate) struct Rejection {
     pub(crate) message: String,
     pub(crate) parameter: Option<String>,
     pub(crate) remedy: Option<String>,
+    #[serde(default)]
+    pub(crate) kind: RejectionKind,
+}
+
+/// What is to blame for a rejection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RejectionKind {
+    /// A parameter, whatever lies outside.
+    #[default]
+    Parameter,
+    /// What lies outside: a file that is missing, a server that does not answer.
+    Outside,
 }
 
 /// All stage crates of the workspace.
@@ -159,6 +178,14 @@ impl Catalogue {
             questions.len()
         );
         Ok(answers)
+    }
+}
+
+#[cfg(test)]
+impl Catalogue {
+    /// A catalogue of methods that no program has.
+    pub(crate) fn of(crate_name: &str, methods: Vec<Method>) -> Self {
+        Self { folder: PathBuf::new(), crates: BTreeMap::from([(crate_name.to_owned(), methods)]) }
     }
 }
 

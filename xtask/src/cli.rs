@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::catalogue::Catalogue;
+use crate::diagnostic::near;
 use crate::metrics;
 use crate::session::{Session, workspace};
 use crate::show::{self, GraphFormat};
@@ -25,7 +27,8 @@ pub(crate) struct CommandLine {
 struct Target {
     /// The pipeline file, such as `pipelines/quickstart.yaml`.
     pipeline: PathBuf,
-    /// Overrides a parameter, as `STAGE.PARAMETER=VALUE`; also `seeds=[1, 2]`, `STAGE.uses=METHOD`. May be repeated.
+    /// Overrides a parameter, as `STAGE.PARAMETER=VALUE`; also `seeds=[1, 2]`, `STAGE.uses=METHOD`, `STAGE.in.NAME=STAGE`,
+    /// `STAGE.matrix.KEY=[1, 2]`, `STAGE.label=`, `STAGE.seed=`, `STAGE.gather=`. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
     /// The store of results; by default `artifacts/` of the workspace.
@@ -128,11 +131,11 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show what is in an artifact, or where the results of a stage lie.
+    /// Show what is in an artifact, or where the results of a pipeline lie.
     Inspect {
         /// An artifact (`.safetensors`), or a pipeline file.
         path: PathBuf,
-        /// With a pipeline file: the stage or instance.
+        /// With a pipeline file: only this stage, instance or output, such as `base`, `base#42` or `data.train`.
         stage: Option<String>,
         #[arg(long = "set", value_name = "KEY=VALUE")]
         settings: Vec<String>,
@@ -145,6 +148,11 @@ enum Command {
 }
 
 impl CommandLine {
+    /// Reads the command line of this process; what it cannot read ends it.
+    pub(crate) fn read() -> Self {
+        Self::try_parse().unwrap_or_else(|error| with_suggestion(error).exit())
+    }
+
     pub(crate) fn execute(self) -> anyhow::Result<()> {
         match self.command {
             Command::Run { target, only, from, force, verify, dry_run, threads, profile } => {
@@ -170,10 +178,25 @@ impl CommandLine {
             Command::Regress { target, update_tolerances: true, .. } => regress::update_tolerances(&target.open()?),
             Command::Regress { target, .. } => regress::compare(&target.open()?),
             Command::Bench { filter, python, json } => bench::bench(&filter, &python, json),
-            Command::Inspect { path, stage: None, json, .. } => show::artifact(&path, json),
-            Command::Inspect { path, stage: Some(stage), settings, store, json } => {
-                show::results(&Target { pipeline: path, settings, store }.open()?, &stage, json)
+            Command::Inspect { path, stage, settings, store, json } => {
+                if stage.is_none() && !show::is_pipeline(&path)? {
+                    return show::artifact(&path, json);
+                }
+                show::results(&Target { pipeline: path, settings, store }.open()?, stage.as_deref(), json)
             }
         }
     }
+}
+
+/// Proposes the nearest command where clap finds none near enough: it counts swapped letters as two mistakes.
+fn with_suggestion(mut error: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(wrong)) = error.get(ContextKind::InvalidSubcommand) else { return error };
+    let command = CommandLine::command();
+    let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+    if error.get(ContextKind::SuggestedSubcommand).is_none()
+        && let Some(best) = near(wrong, &names)
+    {
+        error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(vec![best.to_owned()]));
+    }
+    error
 }

@@ -9,6 +9,7 @@ mod bench;
 mod catalogue;
 mod cli;
 mod diagnostic;
+mod files;
 mod fingerprint;
 mod group;
 mod metrics;
@@ -30,12 +31,10 @@ mod yaml;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let failure = cli::CommandLine::parse().execute().err();
+    let failure = cli::CommandLine::read().execute().err();
     if let Err(error) = output::finish() {
         eprintln!("error: stdout cannot be written to: {error}\n  help: what was done is kept; the same command prints it again");
         if failure.is_none() {

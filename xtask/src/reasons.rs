@@ -14,6 +14,8 @@ pub(crate) enum Reason {
     NeverRan,
     Forced,
     Damaged(String),
+    /// Something outside that it reads cannot be had.
+    Outside(String),
     Task {
         old: Value,
         new: Value,
@@ -102,7 +104,7 @@ impl fmt::Display for Reason {
         match self {
             Self::NeverRan => write!(formatter, "never ran here"),
             Self::Forced => write!(formatter, "forced"),
-            Self::Damaged(reason) => write!(formatter, "{reason}"),
+            Self::Damaged(reason) | Self::Outside(reason) => write!(formatter, "{reason}"),
             Self::Task { old, new } => write!(formatter, "runs {new}, not {old}"),
             Self::Version { old, new } => write!(formatter, "version {} -> {}", number(old.map(u64::from)), number(new.map(u64::from))),
             Self::Parameter { name, old, new } => write!(formatter, "`{name}` {} -> {}", value(old), value(new)),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
-use dcu_artifact::{Role, role_of};
+use dcu_artifact::{Digest, Role, role_of};
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::{self, Row};
@@ -28,7 +28,7 @@ struct Baseline {
     /// The CPU features behind the numbers: with the same, results must be equal; with others, within the tolerances.
     cpu: String,
     /// Content digests of the datasets, by instance.
-    data: BTreeMap<String, String>,
+    data: BTreeMap<String, Digest>,
     /// Numbers by instance.
     metrics: BTreeMap<String, BTreeMap<String, f64>>,
     /// By how much a number may differ on another CPU.
@@ -61,11 +61,11 @@ fn read(path: &Path) -> anyhow::Result<Option<Baseline>> {
     Ok(Some(baseline))
 }
 
-fn datasets(session: &Session, known: &Known) -> BTreeMap<String, String> {
+fn datasets(session: &Session, known: &Known) -> BTreeMap<String, Digest> {
     let named = session.plan.instances.iter().zip(known).filter_map(|(instance, stored)| Some((instance, stored.as_ref()?)));
     let outputs = named
         .flat_map(|(instance, stored)| stored.record.outputs.iter().map(move |(name, made)| (format!("{}.{name}", instance.name), made)));
-    outputs.filter(|(_, made)| role_of(&made.schema) == Some(Role::Data)).map(|(name, made)| (name, made.digest.to_string())).collect()
+    outputs.filter(|(_, made)| role_of(&made.schema) == Some(Role::Data)).map(|(name, made)| (name, made.digest.clone())).collect()
 }
 
 /// The CPU features behind the numbers: those of every run that the evaluations rest on, not of the machine that compares them.
@@ -137,7 +137,7 @@ fn write(path: &Path, baseline: &Baseline) -> anyhow::Result<()> {
 }
 
 fn without_seed(instance: &str) -> &str {
-    instance.split_once('#').map_or(instance, |(name, _)| name)
+    instance.rsplit_once('#').map_or(instance, |(name, _)| name)
 }
 
 /// By how much two runs of different seeds differ in 99 % of cases, by instance without its seed.
@@ -201,14 +201,14 @@ struct Verdict {
 
 fn judge(
     baseline: &Baseline,
-    data: &BTreeMap<String, String>,
+    data: &BTreeMap<String, Digest>,
     now: &BTreeMap<String, BTreeMap<String, f64>>,
     cpus: &BTreeSet<String>,
 ) -> anyhow::Result<Verdict> {
     for (name, digest) in &baseline.data {
         match data.get(name) {
             Some(found) if found == digest => {}
-            Some(found) => bail!("not comparable: `{name}` is other data ({} where {} was accepted)", &found[..12], &digest[..12]),
+            Some(found) => bail!("not comparable: `{name}` is other data ({} where {} was accepted)", found.short(), digest.short()),
             None => bail!("not comparable: there is no dataset `{name}`, which the accepted numbers come from"),
         }
     }
@@ -271,12 +271,16 @@ mod tests {
         BTreeMap::from([("evaluate#1".to_owned(), BTreeMap::from([("test_accuracy".to_owned(), accuracy)]))])
     }
 
+    fn digest(digit: &str) -> Digest {
+        Digest::try_from(digit.repeat(64)).unwrap()
+    }
+
     fn baseline() -> Baseline {
         let tolerances = Tolerances {
             seeds: vec![1, 2, 3, 4, 5],
             metrics: BTreeMap::from([("evaluate".into(), BTreeMap::from([("test_accuracy".into(), 0.02)]))]),
         };
-        let data = BTreeMap::from([("data.train".to_owned(), "a".repeat(64))]);
+        let data = BTreeMap::from([("data.train".to_owned(), digest("a"))]);
         Baseline { version: 1, pipeline: "test".into(), cpu: "here".into(), data, metrics: numbers(0.9), tolerances: Some(tolerances) }
     }
 
@@ -305,10 +309,28 @@ mod tests {
     #[test]
     fn other_data_is_not_comparable() {
         let baseline = baseline();
-        let other = BTreeMap::from([("data.train".to_owned(), "b".repeat(64))]);
+        let other = BTreeMap::from([("data.train".to_owned(), digest("b"))]);
         assert!(judge(&baseline, &other, &numbers(0.9), &of(&["here"])).unwrap_err().to_string().contains("not comparable"));
         let without = Baseline { tolerances: None, ..baseline.clone() };
         assert!(judge(&without, &baseline.data, &numbers(0.9), &of(&["there"])).unwrap_err().to_string().contains("another CPU"));
+    }
+
+    #[test]
+    fn a_digest_that_is_none_is_refused_when_the_file_is_read() {
+        let path = std::env::temp_dir().join(format!("dcu-baseline-{}.yaml", std::process::id()));
+        write(&path, &baseline()).unwrap();
+        assert_eq!(read(&path).unwrap().unwrap().data, baseline().data);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace(&"a".repeat(64), "ä")).unwrap();
+        let error = read(&path).unwrap_err();
+        std::fs::remove_file(&path).unwrap();
+        assert!(format!("{error:#}").contains("`ä` is no digest of 64 hexadecimal digits"), "{error:#}");
+    }
+
+    #[test]
+    fn the_seed_is_what_follows_the_last_mark() {
+        assert_eq!(without_seed("evaluate@a#b#42"), "evaluate@a#b");
+        assert_eq!(without_seed("evaluate"), "evaluate");
     }
 
     #[test]

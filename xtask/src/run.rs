@@ -38,6 +38,8 @@ const MOST_REPAIRS: usize = 3;
 pub(crate) fn run(session: &Session, request: &Request) -> anyhow::Result<()> {
     let begin = Instant::now();
     let selected = selection(session, request)?;
+    session.plan.refuse(&selected)?;
+    session.plan.refuse(&selected)?;
     if request.dry {
         return dry_run(session, &selected, request.force);
     }
@@ -300,7 +302,6 @@ fn explain(session: &Session, instance: &Instance, error: anyhow::Error) -> anyh
     if error.is::<Stopped>() {
         return error;
     }
-    let place = Some(session.plan.pipeline.document.at_key(&["stages", instance.stage.as_str()]));
     let (message, help) = match error.downcast_ref::<StageFailure>() {
         Some(failure) => (failure.message.clone(), failure.remedy.clone()),
         None => {
@@ -308,6 +309,7 @@ fn explain(session: &Session, instance: &Instance, error: anyhow::Error) -> anyh
             (error.chain().map(ToString::to_string).collect::<Vec<_>>().join("\n  caused by: "), remedy)
         }
     };
+    let place = Some(session.plan.place_of_failure(instance, &message));
     Diagnostics::from(Diagnostic { place, message: format!("`{}` failed: {message}", instance.name), help }).into()
 }
 

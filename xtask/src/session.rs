@@ -76,6 +76,9 @@ impl Session {
     /// All that decides the result of an instance, or the instances that must run before it is known.
     pub(crate) fn parts(&self, index: usize, known: &Known) -> Result<Parts, Vec<usize>> {
         let instance = &self.plan.instances[index];
+        if instance.problem.is_some() {
+            return Err(vec![index]);
+        }
         let missing: Vec<usize> = instance.needs().into_iter().filter(|&need| known[need].is_none()).collect();
         if !missing.is_empty() {
             return Err(missing);
@@ -133,6 +136,9 @@ impl Session {
 
     /// Where an instance stands, given what its inputs are.
     pub(crate) fn state(&self, index: usize, known: &Known) -> State {
+        if let Some(problem) = &self.plan.instances[index].problem {
+            return State::Stale(vec![Reason::Outside(problem.message.clone())]);
+        }
         let parts = match self.parts(index, known) {
             Ok(parts) => parts,
             Err(missing) => return State::Waits(missing),

@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
-use dcu_artifact::SampleId;
+use anyhow::bail;
+use dcu_artifact::{Metrics, Payload as _, SampleId};
 use serde_json::{Value, json};
 
 use crate::catalogue::{Catalogue, Method};
 use crate::diagnostic::nearest;
-use crate::session::Session;
+use crate::files::{self, Seems};
+use crate::reasons::in_one_line;
+use crate::session::{Session, State};
 use crate::table;
 
 /// How a graph is written.
@@ -57,6 +59,7 @@ fn describe(name: &str, method: &Method) {
     println!("in:");
     for input in &method.inputs {
         let kind = match (input.optional, input.many) {
+            _ if input.unused => " (may be given, is not read)",
             (true, _) => " (optional)",
             (_, true) => " (one or more)",
             _ => "",
@@ -140,14 +143,27 @@ pub(crate) fn graph(session: &Session, format: GraphFormat) {
     }
 }
 
+/// Whether a file is a pipeline rather than an artifact.
+pub(crate) fn is_pipeline(path: &Path) -> anyhow::Result<bool> {
+    Ok(files::what(path).map_err(anyhow::Error::msg)? == Seems::Pipeline)
+}
+
 /// An artifact's schema, facts, origin and tensors; the whole file is checked.
 pub(crate) fn artifact(path: &Path, as_json: bool) -> anyhow::Result<()> {
+    if let Seems::Other(what) = files::what(path).map_err(anyhow::Error::msg)? {
+        bail!("`{}` is no artifact: it seems to be {what}\n  help: give an artifact (`.safetensors`) or a pipeline file", path.display());
+    }
     let header = dcu_artifact::verify(path).map_err(|error| {
         let remedy = error.remedy();
         anyhow::anyhow!("{error}\n  help: {remedy}")
     })?;
+    let metrics = if header.schema == Metrics::SCHEMA { Some(Metrics::read(path)?) } else { None };
     if as_json {
-        println!("{:#}", serde_json::to_value(&header)?);
+        let mut value = serde_json::to_value(&header)?;
+        if let (Some(metrics), Some(map)) = (&metrics, value.as_object_mut()) {
+            map.insert("scalars".into(), json!(metrics.scalars));
+        }
+        println!("{value:#}");
         return Ok(());
     }
     println!("schema    {}", header.schema);
@@ -161,6 +177,10 @@ pub(crate) fn artifact(path: &Path, as_json: bool) -> anyhow::Result<()> {
     }
     for (name, digest) in &header.provenance.externals {
         println!("file      {name} {digest}");
+    }
+    if let Some(metrics) = &metrics {
+        numbers(metrics);
+        return Ok(());
     }
     println!("facts     {:#}", header.facts);
     println!("tensors");
@@ -178,23 +198,57 @@ pub(crate) fn artifact(path: &Path, as_json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The results of a stage: where they lie, what they are and how long they took.
-pub(crate) fn results(session: &Session, name: &str, as_json: bool) -> anyhow::Result<()> {
-    let selected = session.plan.select(name)?;
-    let (_, known) = session.states();
+/// The numbers of metrics, each with what it means; of arrays the shape.
+fn numbers(metrics: &Metrics) {
+    println!("facts     {:#}", Value::Object(metrics.facts.clone()));
+    let meaning =
+        |name: &str| metrics.definitions.get(name).map_or(Default::default(), |known| (known.unit.clone(), known.definition.clone()));
+    let row = |name: &str, value: String| {
+        let (unit, definition) = meaning(name);
+        vec![format!("  {name}"), value, unit, definition]
+    };
+    let print = |heading: &str, rows: Vec<Vec<String>>| {
+        if !rows.is_empty() {
+            println!("{heading}");
+            table::aligned(&rows, "  ", "", "").iter().for_each(|line| println!("{}", line.trim_end()));
+        }
+    };
+    print("numbers", metrics.scalars.iter().map(|(name, value)| row(name, value.to_string())).collect());
+    print("arrays", metrics.arrays.iter().map(|(name, array)| row(name, format!("{:?}", array.shape))).collect());
+    print("ids", metrics.ids.iter().map(|(name, ids)| vec![format!("  {name}"), format!("[{}]", ids.len())]).collect());
+    print("absent", metrics.absent.iter().map(|(name, reason)| vec![format!("  {name}"), reason.clone()]).collect());
+}
+
+/// The results of a pipeline, or of what a name selects: where they lie, what they are and how long they took. Of what was asked for by name
+/// nothing may be missing.
+pub(crate) fn results(session: &Session, name: Option<&str>, as_json: bool) -> anyhow::Result<()> {
+    let (selected, only) = match name {
+        Some(name) => session.plan.select_output(name)?,
+        None => ((0..session.plan.instances.len()).collect(), None),
+    };
+    let (states, known) = session.states();
     let mut entries = Vec::new();
     for index in selected {
         let instance = &session.plan.instances[index];
-        let stored = known[index].as_ref().with_context(|| {
-            format!(
-                "`{}` is not up to date\n  help: run `cargo xtask run {}` first",
-                instance.name,
-                session.plan.pipeline.document.file.display()
-            )
-        })?;
-        for (output, made) in &stored.record.outputs {
-            entries.push(json!({ "instance": instance.name, "output": output, "schema": made.schema, "digest": made.digest,
-                "path": stored.path(output), "seconds": stored.record.seconds, "cpu": stored.record.cpu, "threads": stored.record.threads }));
+        let Some(stored) = known[index].as_ref() else {
+            if name.is_some() {
+                bail!(
+                    "`{}` is not up to date\n  help: run `cargo xtask run {}` first",
+                    instance.name,
+                    session.plan.pipeline.document.file.display()
+                );
+            }
+            let why = match &states[index] {
+                State::Stale(reasons) => in_one_line(reasons),
+                _ => "it waits for others".into(),
+            };
+            entries.push(json!({ "instance": instance.name, "stage": instance.stage, "path": null, "missing": why }));
+            continue;
+        };
+        for (output, made) in stored.record.outputs.iter().filter(|(output, _)| only.is_none_or(|only| only == *output)) {
+            entries.push(json!({ "instance": instance.name, "stage": instance.stage, "output": output, "schema": made.schema,
+                "digest": made.digest, "path": stored.path(output), "seconds": stored.record.seconds, "cpu": stored.record.cpu,
+                "threads": stored.record.threads }));
         }
     }
     if as_json {
@@ -203,6 +257,10 @@ pub(crate) fn results(session: &Session, name: &str, as_json: bool) -> anyhow::R
     }
     for entry in &entries {
         let text = |key: &str| entry[key].as_str().unwrap_or_default().to_owned();
+        if let Some(why) = entry["missing"].as_str() {
+            println!("{}  is not up to date: {why}", text("instance"));
+            continue;
+        }
         println!(
             "{}  {} ({}, {:.12}, {:.1} s)\n  {}",
             text("instance"),

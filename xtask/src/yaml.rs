@@ -3,14 +3,22 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use saphyr_parser::{Event, Parser};
+use saphyr_parser::{Event, Parser, Span};
 use serde::Serialize;
 use serde_json::{Map, Number, Value};
 
 use crate::diagnostic::{Diagnostic, Place};
 
+/// Lists and mappings lie in one another at most so deep. The parsers take time that grows with the square of the depth.
+const DEEPEST: usize = 64;
+/// A document has at most so many values, those that aliases repeat counted each time.
+const MOST_VALUES: usize = 1_000_000;
+
 /// A way from the top of a document to a value: keys and indices.
 type Way = Vec<String>;
+
+/// A line and a column, both from 1.
+type Mark = (usize, usize);
 
 /// A YAML file as plain values, each with the place where the user wrote it.
 #[derive(Debug, Clone)]
@@ -18,95 +26,158 @@ pub(crate) struct Document {
     pub(crate) file: PathBuf,
     pub(crate) value: Value,
     lines: Vec<String>,
-    values: HashMap<Way, (usize, usize)>,
-    keys: HashMap<Way, (usize, usize)>,
+    places: Node,
     overridden: Vec<(Way, String)>,
+}
+
+/// Where a value stands, and what is in it.
+#[derive(Debug, Clone, Default)]
+struct Node {
+    key: Option<Mark>,
+    value: Mark,
+    inner: HashMap<String, Node>,
+}
+
+/// Finds the places of all values, and refuses what is too deep or too much before any other parser sees it.
+struct Surveyor<'input> {
+    parser: Parser<'input, saphyr_parser::StrInput<'input>>,
+    count: usize,
+    /// How many values the anchors stand for.
+    anchors: HashMap<usize, usize>,
+}
+
+type Refusal = (Mark, String);
+
+impl<'input> Surveyor<'input> {
+    fn survey(text: &'input str) -> Result<Node, Refusal> {
+        let mut surveyor = Self { parser: Parser::new_from_str(text), count: 0, anchors: HashMap::new() };
+        let mut root = Node { value: (1, 1), ..Node::default() };
+        while let Some((event, mark)) = surveyor.next()? {
+            if !matches!(event, Event::StreamStart | Event::DocumentStart(_)) {
+                surveyor.visit(event, mark, &mut root, 0)?;
+                break;
+            }
+        }
+        Ok(root)
+    }
+
+    fn next(&mut self) -> Result<Option<(Event<'input>, Mark)>, Refusal> {
+        let at = |mark: &saphyr_parser::Marker| (mark.line().max(1), mark.col() + 1);
+        match self.parser.next_event() {
+            None => Ok(None),
+            Some(Ok((event, Span { start, .. }))) => Ok(Some((event, at(&start)))),
+            Some(Err(error)) if error.info().contains("recursion limit") => Err((at(error.marker()), too_deep())),
+            Some(Err(error)) => Err((at(error.marker()), format!("this is no YAML: {}", error.info()))),
+        }
+    }
+
+    fn visit(&mut self, event: Event<'input>, mark: Mark, node: &mut Node, depth: usize) -> Result<(), Refusal> {
+        node.value = mark;
+        let before = self.count;
+        let anchor = match event {
+            Event::Alias(anchor) => {
+                self.add(self.anchors.get(&anchor).copied().unwrap_or(1), mark)?;
+                return Ok(());
+            }
+            Event::Scalar(_, _, anchor, _) | Event::SequenceStart(anchor, _) | Event::MappingStart(anchor, _) => anchor,
+            _ => return Ok(()),
+        };
+        self.add(1, mark)?;
+        if depth == DEEPEST && !matches!(event, Event::Scalar(..)) {
+            return Err((mark, too_deep()));
+        }
+        if matches!(event, Event::MappingStart(..)) {
+            while let Some((key, key_mark)) = self.next()? {
+                let mut inner = Node { key: Some(key_mark), ..Node::default() };
+                let name = match key {
+                    Event::MappingEnd => break,
+                    Event::Scalar(text, ..) => text.into_owned(),
+                    other => {
+                        self.visit(other, key_mark, &mut Node::default(), depth + 1)?;
+                        "?".into()
+                    }
+                };
+                if let Some((value, value_mark)) = self.next()? {
+                    self.visit(value, value_mark, &mut inner, depth + 1)?;
+                }
+                node.inner.insert(name, inner);
+            }
+        } else if matches!(event, Event::SequenceStart(..)) {
+            for position in 0.. {
+                match self.next()? {
+                    None | Some((Event::SequenceEnd, _)) => break,
+                    Some((item, item_mark)) => {
+                        let mut inner = Node::default();
+                        self.visit(item, item_mark, &mut inner, depth + 1)?;
+                        node.inner.insert(position.to_string(), inner);
+                    }
+                }
+            }
+        }
+        self.anchors.insert(anchor, self.count - before);
+        Ok(())
+    }
+
+    fn add(&mut self, values: usize, mark: Mark) -> Result<(), Refusal> {
+        self.count += values;
+        match self.count > MOST_VALUES {
+            true => Err((mark, format!("with its aliases this has more than {MOST_VALUES} values"))),
+            false => Ok(()),
+        }
+    }
+}
+
+fn too_deep() -> String {
+    format!("lists and mappings lie in one another deeper than {DEEPEST} levels")
+}
+
+/// The values of a text that has passed the survey.
+fn load(text: &str) -> Result<serde_yaml::Value, Refusal> {
+    serde_yaml::from_str(text).map_err(|error| {
+        let mark = error.location().map_or((1, 1), |location| (location.line(), location.column()));
+        let message = error.to_string();
+        if message.contains("as u128") || message.contains("as i128") {
+            return (mark, format!("a whole number lies between {} and {}", i64::MIN, u64::MAX));
+        }
+        (mark, format!("this is no YAML: {}", message.split(" at line ").next().unwrap_or(&message)))
+    })
 }
 
 impl Document {
     /// Parses the text of `file`.
     pub(crate) fn parse(file: &Path, text: &str) -> Result<Self, Diagnostic> {
+        let text = text.trim_start_matches('\u{feff}');
         let mut document = Self {
             file: file.to_owned(),
             value: Value::Null,
             lines: text.lines().map(str::to_owned).collect(),
-            values: HashMap::new(),
-            keys: HashMap::new(),
+            places: Node::default(),
             overridden: Vec::new(),
         };
-        let value: serde_yaml::Value = serde_yaml::from_str(text).map_err(|error| {
-            let (line, column) = error.location().map_or((1, 1), |location| (location.line(), location.column()));
-            let message = error.to_string();
-            let message = message.split(" at line ").next().unwrap_or(&message);
-            Diagnostic::new(document.place(line, column), format!("this is no YAML: {message}"))
-        })?;
-        let mut events =
-            Parser::new_from_str(text).filter_map(Result::ok).map(|(event, span)| (event, (span.start.line(), span.start.col() + 1)));
-        while let Some((event, mark)) = events.next() {
-            if !matches!(event, Event::StreamStart | Event::DocumentStart(_)) {
-                document.visit(event, mark, &mut events, &mut Vec::new());
-                break;
-            }
-        }
+        let refused = |document: &Self, ((line, column), message): Refusal| Diagnostic::new(document.place(line, column), message);
+        document.places = Surveyor::survey(text).map_err(|refusal| refused(&document, refusal))?;
+        let value = load(text).map_err(|refusal| refused(&document, refusal))?;
         let mut way = Vec::new();
         document.value = to_json(value, &mut way).map_err(|message| Diagnostic::new(document.at(&way), message))?;
         Ok(document)
     }
 
-    fn visit<'a>(
-        &mut self,
-        event: Event<'a>,
-        mark: (usize, usize),
-        events: &mut impl Iterator<Item = (Event<'a>, (usize, usize))>,
-        way: &mut Way,
-    ) {
-        self.values.insert(way.clone(), mark);
-        match event {
-            Event::MappingStart(..) => {
-                while let Some((key, key_mark)) = events.next() {
-                    let name = match key {
-                        Event::MappingEnd => return,
-                        Event::Scalar(text, ..) => text.into_owned(),
-                        other => {
-                            self.visit(other, key_mark, events, &mut vec!["?".into()]);
-                            "?".into()
-                        }
-                    };
-                    way.push(name);
-                    self.keys.insert(way.clone(), key_mark);
-                    if let Some((value, value_mark)) = events.next() {
-                        self.visit(value, value_mark, events, way);
-                    }
-                    way.pop();
-                }
-            }
-            Event::SequenceStart(..) => {
-                for position in 0.. {
-                    match events.next() {
-                        None | Some((Event::SequenceEnd, _)) => return,
-                        Some((item, item_mark)) => {
-                            way.push(position.to_string());
-                            self.visit(item, item_mark, events, way);
-                            way.pop();
-                        }
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// Replaces the value at `way` by an argument of the command line, `argument` as the user wrote it.
-    pub(crate) fn set(&mut self, way: &[&str], value: Value, argument: &str) {
+    /// Replaces the value at `way` by an argument of the command line, `argument` as the user wrote it. What is there and has no keys is the error.
+    pub(crate) fn set(&mut self, way: &[&str], value: Value, argument: &str) -> Result<(), String> {
         let mut target = &mut self.value;
-        for key in way {
-            if !target.is_object() {
+        for (position, key) in way.iter().enumerate() {
+            if target.is_null() {
                 *target = Value::Object(Map::new());
             }
-            target = target.as_object_mut().expect("just made").entry(*key).or_insert(Value::Null);
+            let holder = way[..position].last().copied().unwrap_or_default();
+            let map = target
+                .as_object_mut()
+                .ok_or_else(|| format!("`{holder}` has no keys, so that `{key}` in it cannot be set; set `{holder}` whole"))?;
+            target = map.entry(*key).or_insert(Value::Null);
         }
         *target = value;
         self.overridden.push((to_way(way), argument.to_owned()));
+        Ok(())
     }
 
     /// Whether the value at `way` comes from the command line.
@@ -120,36 +191,37 @@ impl Document {
 
     /// The place of the value at `way`, or of the nearest value around it.
     pub(crate) fn at<S: AsRef<str>>(&self, way: &[S]) -> Place {
-        self.find(&self.values, way)
+        self.find(way, false)
     }
 
     /// The place of the key at the end of `way`, or of the nearest value around it.
     pub(crate) fn at_key<S: AsRef<str>>(&self, way: &[S]) -> Place {
-        self.find(&self.keys, way)
+        self.find(way, true)
     }
 
-    fn find<S: AsRef<str>>(&self, first: &HashMap<Way, (usize, usize)>, way: &[S]) -> Place {
-        let mut way = to_way(way);
+    fn find<S: AsRef<str>>(&self, way: &[S], by_key: bool) -> Place {
+        let way = to_way(way);
         if let Some(argument) = self.argument(&way) {
             return Place::Argument(argument.to_owned());
         }
-        if let Some(&(line, column)) = first.get(&way) {
-            return self.place(line, column);
+        let (mut node, mut found) = (&self.places, 0);
+        while let Some(inner) = way.get(found).and_then(|key| node.inner.get(key)) {
+            (node, found) = (inner, found + 1);
         }
-        loop {
-            let mark = self.keys.get(&way).or_else(|| self.values.get(&way));
-            if let Some(&(line, column)) = mark {
-                return self.place(line, column);
-            }
-            if way.pop().is_none() {
-                return self.place(1, 1);
-            }
+        // Where the file has no such value, what was set inside of it is the nearest.
+        if found < way.len()
+            && let Some((_, argument)) = self.overridden.iter().rev().find(|(overridden, _)| overridden.starts_with(&way))
+        {
+            return Place::Argument(argument.clone());
         }
+        let is_value = found == way.len() && !by_key;
+        let (line, column) = if is_value { node.value } else { node.key.unwrap_or(node.value) };
+        self.place(line, column)
     }
 
     fn place(&self, line: usize, column: usize) -> Place {
-        let text = self.lines.get(line.saturating_sub(1)).cloned().unwrap_or_default();
-        Place::File { file: self.file.clone(), line, column, text }
+        let text = self.lines.get(line.saturating_sub(1)).map_or("", String::as_str);
+        Place::in_file(&self.file, line, column, text)
     }
 }
 
@@ -159,7 +231,8 @@ fn to_way<S: AsRef<str>>(way: &[S]) -> Way {
 
 /// A value of the command line, read as YAML: `0.1`, `[1, 2]`, `cnn`.
 pub(crate) fn parse_value(text: &str) -> Result<Value, String> {
-    let value: serde_yaml::Value = serde_yaml::from_str(text).map_err(|error| error.to_string())?;
+    Surveyor::survey(text).map_err(|(_, message)| message)?;
+    let value = load(text).map_err(|(_, message)| message)?;
     to_json(value, &mut Vec::new())
 }
 
@@ -243,10 +316,40 @@ mod tests {
     #[test]
     fn an_override_is_the_place_of_what_it_sets() {
         let mut document = Document::parse(Path::new("p.yaml"), TEXT).unwrap();
-        document.set(&["stages", "base", "with", "lr"], json!(0.1), "--set base.lr=0.1");
+        document.set(&["stages", "base", "with", "lr"], json!(0.1), "--set base.lr=0.1").unwrap();
         assert_eq!(document.value["stages"]["base"]["with"], json!({ "epochs": 3, "lr": 0.1 }));
         assert_eq!(document.at(&["stages", "base", "with", "lr"]), Place::Argument("--set base.lr=0.1".into()));
         assert!(!document.is_overridden(&["stages", "base", "with", "epochs"]));
+        document.set(&["stages", "null", "in", "model"], json!("base"), "--set null.in.model=base").unwrap();
+        assert_eq!(document.at(&["stages", "null", "in"]), Place::Argument("--set null.in.model=base".into()));
+        let error = document.set(&["stages", "list", "0", "x"], json!(1), "--set list.0.x=1").unwrap_err();
+        assert!(error.contains("set `list` whole"), "{error}");
+    }
+
+    #[test]
+    fn a_byte_order_mark_moves_no_column() {
+        let document = Document::parse(Path::new("p.yaml"), &format!("\u{feff}{TEXT}")).unwrap();
+        assert_eq!((&document.value["version"], line_and_column(document.at(&["version"]))), (&json!(1), (1, 10)));
+    }
+
+    #[test]
+    fn what_is_too_deep_or_too_much_is_refused_at_once() {
+        let begin = std::time::Instant::now();
+        let deep = format!("a: {}", "[".repeat(100_000));
+        let error = Document::parse(Path::new("p.yaml"), &deep).unwrap_err();
+        assert!(error.message.contains("deeper than 64"), "{error}");
+        let broken = format!("a: {}]\n", "{[".repeat(50_000));
+        assert!(Document::parse(Path::new("p.yaml"), &broken).is_err());
+        assert!(parse_value(&"[".repeat(100_000)).unwrap_err().contains("deeper than 64"));
+        let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+        for level in 1..10 {
+            bomb += &format!("a{level}: &a{level} [{}]\n", vec![format!("*a{}", level - 1); 10].join(", "));
+        }
+        let error = Document::parse(Path::new("p.yaml"), &bomb).unwrap_err();
+        assert!(error.message.contains("more than 1000000 values"), "{error}");
+        assert!(begin.elapsed().as_secs() < 2, "it took {:?}", begin.elapsed());
+        let fits = format!("a: {}{}", "[".repeat(60), "]".repeat(60));
+        assert!(Document::parse(Path::new("p.yaml"), &fits).is_ok());
     }
 
     #[test]

@@ -131,7 +131,10 @@ fn answer(methods: &[Entry], mut question: Value) -> anyhow::Result<Value> {
             let rejected = error.chain().find_map(|cause| cause.downcast_ref::<Rejected>());
             let message = rejected.map_or_else(|| crate::failure::plain(&format!("{error:#}")), |rejected| rejected.message.clone());
             let remedy = crate::failure::remedy_of(&error);
-            json!({ "error": { "message": message, "parameter": rejected.and_then(|rejected| rejected.parameter.clone()), "remedy": remedy } })
+            // A parameter is wrong whatever lies outside; a file that is missing stops only those who need it.
+            let kind = if rejected.is_some() { "parameter" } else { "outside" };
+            let parameter = rejected.and_then(|rejected| rejected.parameter.clone());
+            json!({ "error": { "message": message, "parameter": parameter, "remedy": remedy, "kind": kind } })
         }
     })
 }
