@@ -1101,6 +1101,7 @@ mod tests {
             inputs: Vec::new(),
             outputs: Vec::new(),
             checked: Checked::default(),
+            timeout: None,
             problem: None,
         }
     }
