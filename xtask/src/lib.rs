@@ -11,6 +11,7 @@ mod metrics;
 mod pipeline;
 mod plan;
 mod process;
+mod programs;
 mod reasons;
 mod regress;
 mod run;
@@ -19,6 +20,7 @@ mod show;
 mod store;
 mod table;
 mod times;
+mod tokens;
 mod yaml;
 
 use std::process::ExitCode;

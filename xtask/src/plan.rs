@@ -1,8 +1,9 @@
 //! From stages to instances: matrices, seeds and labels resolved, every connection and parameter checked, in an order in which they can run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use serde_json::{Map, Value};
 
 use crate::catalogue::{Answer, Catalogue, Checked, Method, Output};
@@ -83,7 +84,7 @@ impl Instance {
 
 impl Plan {
     /// Resolves and checks a pipeline.
-    pub(crate) fn new(pipeline: Pipeline, catalogue: &Catalogue) -> anyhow::Result<Self> {
+    pub(crate) fn new(pipeline: Pipeline, catalogue: &mut Catalogue) -> anyhow::Result<Self> {
         let order = order(&pipeline)?;
         let mut expansion = Expansion { pipeline: &pipeline, catalogue, instances: Vec::new(), problems: Vec::new() };
         for stage in order {
@@ -95,6 +96,15 @@ impl Plan {
         }
         check_parameters(&pipeline, catalogue, &mut instances)?;
         Ok(Self { pipeline, instances })
+    }
+
+    /// The stage crates whose methods a pipeline names.
+    pub(crate) fn crates(pipeline: &Pipeline) -> BTreeSet<String> {
+        let uses = |stage: &Stage| match &stage.work {
+            Work::Method(uses) => points(&stage.matrix).iter().filter_map(|point| substitute(uses, point).ok()).collect(),
+            Work::Command { .. } => Vec::new(),
+        };
+        pipeline.stages.iter().flat_map(uses).filter_map(|uses| Some(uses.split_once('/')?.0.to_owned())).collect()
     }
 
     /// The instances that a name selects: a stage, or one instance.
@@ -387,7 +397,7 @@ impl Expansion<'_> {
         if let Some((crate_name, method)) = self.catalogue.find(&uses) {
             return Some((crate_name.to_owned(), method.clone()));
         }
-        let names: Vec<String> = self.catalogue.methods().map(|(name, _)| name).collect();
+        let names = self.catalogue.names();
         let problem = Diagnostic::new(self.pipeline.document.at(&way), format!("there is no method `{uses}`"));
         self.problems.push(problem.nearest(&uses, names.iter().map(String::as_str)));
         None
@@ -561,49 +571,74 @@ fn resolve_location(base: &Path, value: Value) -> Value {
     }
 }
 
-/// Asks the stage crates whether the parameters of all instances fit.
-fn check_parameters(pipeline: &Pipeline, catalogue: &Catalogue, instances: &mut [Instance]) -> anyhow::Result<()> {
-    let mut questions: BTreeMap<String, Vec<(String, Value)>> = BTreeMap::new();
-    let mut asked: Vec<Option<(String, usize)>> = Vec::new();
-    for instance in instances.iter_mut() {
-        let Task::Method { crate_name, method, .. } = &instance.task else {
-            instance.checked.parameters = instance.parameters.clone();
-            asked.push(None);
-            continue;
-        };
-        let question = (method.clone(), instance.parameters.clone());
-        let known = questions.entry(crate_name.clone()).or_default();
-        let position = known.iter().position(|other| *other == question).unwrap_or_else(|| {
-            known.push(question);
-            known.len() - 1
-        });
-        asked.push(Some((crate_name.clone(), position)));
-    }
-    let answers: BTreeMap<&String, Vec<Answer>> =
-        questions.iter().map(|(name, questions)| Ok((name, catalogue.check(name, questions)?))).collect::<anyhow::Result<_>>()?;
+/// Asks the stage crates whether the parameters of all instances fit. Where a crate names another that does it, that one is asked.
+fn check_parameters(pipeline: &Pipeline, catalogue: &mut Catalogue, instances: &mut [Instance]) -> anyhow::Result<()> {
     let mut problems = Vec::new();
-    for (instance, asked) in instances.iter_mut().zip(asked) {
-        let Some((crate_name, position)) = asked else { continue };
-        match &answers[&crate_name][position] {
-            Answer::Checked(checked) => instance.checked = checked.clone(),
-            Answer::Rejected { error } => {
-                let stage = instance.stage.as_str();
-                let place = match error.parameter.as_deref().or_else(|| only_location(catalogue, instance)) {
-                    Some(parameter) => {
-                        let way: Vec<&str> = ["stages", stage, "with"].into_iter().chain(parameter.split(['.', '['])).collect();
-                        pipeline.document.at(&way)
-                    }
-                    None => pipeline.document.at_key(&["stages", stage]),
-                };
-                let message = match &error.parameter {
-                    Some(parameter) => format!("`{stage}`: parameter `{parameter}`: {}", error.message),
-                    None => format!("`{stage}`: {}", error.message),
-                };
-                problems.push(Diagnostic { place: Some(place), message, help: error.remedy.clone() });
+    let mut open: Vec<usize> = (0..instances.len()).collect();
+    while !open.is_empty() {
+        let mut questions: BTreeMap<String, Vec<(String, Value)>> = BTreeMap::new();
+        let mut asked: Vec<(usize, String, usize)> = Vec::new();
+        for index in open {
+            let instance = &mut instances[index];
+            let Task::Method { crate_name, method, .. } = &instance.task else {
+                instance.checked.parameters = instance.parameters.clone();
+                continue;
+            };
+            let question = (method.clone(), instance.parameters.clone());
+            let known = questions.entry(crate_name.clone()).or_default();
+            let position = known.iter().position(|other| *other == question).unwrap_or_else(|| {
+                known.push(question);
+                known.len() - 1
+            });
+            asked.push((index, crate_name.clone(), position));
+        }
+        let answers = catalogue.check(&questions)?;
+        let elsewhere = answers.values().flatten().filter_map(|answer| match answer {
+            Answer::Elsewhere { elsewhere } => Some(elsewhere.clone()),
+            _ => None,
+        });
+        catalogue.add(&elsewhere.collect())?;
+        open = Vec::new();
+        for (index, crate_name, position) in asked {
+            let instance = &mut instances[index];
+            match &answers[&crate_name][position] {
+                Answer::Checked(checked) => instance.checked = checked.clone(),
+                Answer::Elsewhere { elsewhere } => {
+                    move_to(catalogue, instance, elsewhere)?;
+                    open.push(index);
+                }
+                Answer::Rejected { error } => {
+                    let stage = instance.stage.as_str();
+                    let place = match error.parameter.as_deref().or_else(|| only_location(catalogue, instance)) {
+                        Some(parameter) => {
+                            let way: Vec<&str> = ["stages", stage, "with"].into_iter().chain(parameter.split(['.', '['])).collect();
+                            pipeline.document.at(&way)
+                        }
+                        None => pipeline.document.at_key(&["stages", stage]),
+                    };
+                    let message = match &error.parameter {
+                        Some(parameter) => format!("`{stage}`: parameter `{parameter}`: {}", error.message),
+                        None => format!("`{stage}`: {}", error.message),
+                    };
+                    problems.push(Diagnostic { place: Some(place), message, help: error.remedy.clone() });
+                }
             }
         }
     }
     if problems.is_empty() { Ok(()) } else { Err(Diagnostics(deduplicated(problems)).into()) }
+}
+
+/// Has an instance run by the method of the same name of another crate.
+fn move_to(catalogue: &Catalogue, instance: &mut Instance, elsewhere: &str) -> anyhow::Result<()> {
+    let uses = instance.task.uses();
+    let Task::Method { crate_name, method, version, timings } = &mut instance.task else { unreachable!("a method was asked") };
+    let (_, found) = catalogue
+        .find(&format!("{elsewhere}/{method}"))
+        .filter(|(_, found)| elsewhere != crate_name.as_str() && found.outputs == instance.outputs)
+        .with_context(|| format!("`{uses}` leaves its work to `{elsewhere}`, which has no method `{method}` with the same outputs"))?;
+    (*version, *timings) = (found.version, found.timings);
+    elsewhere.clone_into(crate_name);
+    Ok(())
 }
 
 /// The one location that an instance is given, which is to blame where an outside file cannot be read.
