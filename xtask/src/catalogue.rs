@@ -1,14 +1,17 @@
-//! What the stage binaries say of themselves: their methods, and whether parameters fit.
+//! What the stage programs say of themselves: their methods, and whether parameters fit.
 
-use std::collections::BTreeMap;
-use std::io::Write;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail, ensure};
-use dcu_artifact::Digest;
+use dcu_artifact::{Digest, digest_json};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+
+use crate::fingerprint::{self, Code, Dependencies};
+use crate::programs::{self, Mode, Programs};
 
 /// One method of a stage crate.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -59,7 +62,13 @@ impl Method {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Answer {
-    Rejected { error: Rejection },
+    Rejected {
+        error: Rejection,
+    },
+    /// This program does not do it with these parameters, but that of this crate, by a method of the same name.
+    Elsewhere {
+        elsewhere: String,
+    },
     Checked(Checked),
 }
 
@@ -76,7 +85,8 @@ pub(crate) struct Checked {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(crate) struct External {
     pub(crate) name: String,
-    pub(crate) digest: Digest,
+    /// None where only the network could tell, which was not to be asked.
+    pub(crate) digest: Option<Digest>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -99,11 +109,17 @@ pub(crate) enum RejectionKind {
     Outside,
 }
 
-/// All stage crates of the workspace.
+/// The stage crates of the workspace that a command needs.
 #[derive(Debug)]
 pub(crate) struct Catalogue {
-    folder: PathBuf,
+    workspace: PathBuf,
+    programs: Programs,
+    /// All stage crates that there are.
+    stages: BTreeSet<String>,
+    /// The methods of those that were needed.
     crates: BTreeMap<String, Vec<Method>>,
+    dependencies: BTreeMap<String, Digest>,
+    build: Digest,
 }
 
 #[derive(Deserialize)]
@@ -111,30 +127,84 @@ struct Description {
     methods: Vec<Method>,
 }
 
-/// The binary of a stage crate: `train` is run by `dcu-train`.
-fn program(folder: &Path, crate_name: &str) -> PathBuf {
-    folder.join(format!("dcu-{crate_name}{}", std::env::consts::EXE_SUFFIX))
-}
-
 impl Catalogue {
-    /// Builds the workspace's binaries, then asks each stage crate what it can do.
-    pub(crate) fn load(workspace: &Path) -> anyhow::Result<Self> {
-        let runner = std::env::current_exe().context("cannot tell where this program is")?;
-        let folder = runner.parent().context("this program has no folder")?.to_owned();
-        let names = stage_crates(workspace)?;
-        let is_first = names.iter().any(|name| !program(&folder, name).exists());
-        build(workspace, &folder, is_first)?;
-        let answers: Vec<anyhow::Result<Vec<Method>>> = std::thread::scope(|scope| {
-            let asking: Vec<_> = names.iter().map(|name| scope.spawn(|| describe(&folder, name))).collect();
-            asking.into_iter().map(|thread| thread.join().expect("describing does not panic")).collect()
-        });
-        let crates = names.into_iter().zip(answers).map(|(name, methods)| Ok((name, methods?))).collect::<anyhow::Result<_>>()?;
-        Ok(Self { folder, crates })
+    /// Makes the programs of the needed stage crates ready and asks each what it can do; all crates, where `needed` is `None`. Names that are no
+    /// stage crate are left out: [`Self::find`] will not find them.
+    pub(crate) fn open(workspace: &Path, store: Option<&Path>, needed: Option<&BTreeSet<String>>, mode: Mode) -> anyhow::Result<Self> {
+        let stages = programs::stage_crates(workspace)?;
+        let programs = Programs::new(workspace, store, mode)?;
+        let needed = needed.map_or_else(|| stages.clone(), |needed| needed.intersection(&stages).cloned().collect());
+        let profile = programs.profile().to_owned();
+        let nothing = digest_json(&Value::Null);
+        let mut catalogue = Self {
+            workspace: workspace.to_owned(),
+            programs,
+            stages,
+            crates: BTreeMap::new(),
+            dependencies: BTreeMap::new(),
+            build: nothing,
+        };
+        catalogue.build = std::thread::scope(|scope| {
+            let build = scope.spawn(|| fingerprint::build(workspace, &profile));
+            catalogue.add(&needed)?;
+            build.join().expect("reading the build's settings does not panic")
+        })?;
+        Ok(catalogue)
     }
 
-    /// All methods, as `crate/method`.
+    /// Makes further stage crates ready.
+    pub(crate) fn add(&mut self, needed: &BTreeSet<String>) -> anyhow::Result<()> {
+        let new: BTreeSet<String> = needed.iter().filter(|name| !self.crates.contains_key(*name)).cloned().collect();
+        if let Some(unknown) = new.iter().find(|name| !self.stages.contains(*name)) {
+            bail!("there is no stage crate `crates/{unknown}` in this workspace");
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        self.programs.load(&new)?;
+        let programs = &self.programs;
+        let workspace = &self.workspace;
+        let (dependencies, descriptions) = std::thread::scope(|scope| {
+            let asking: Vec<_> = new.iter().map(|name| (name, scope.spawn(|| describe(programs.get(name)?.path()?)))).collect();
+            let dependencies = Dependencies::read(workspace).and_then(|dependencies| {
+                new.iter()
+                    .map(|name| Ok((name.clone(), dependencies.digest(name, &programs.get(name)?.packages)?)))
+                    .collect::<anyhow::Result<Vec<_>>>()
+            });
+            let described = asking.into_iter().map(|(name, thread)| Ok((name.clone(), thread.join().expect("describing does not panic")?)));
+            (dependencies, described.collect::<anyhow::Result<Vec<_>>>())
+        });
+        self.dependencies.extend(dependencies?);
+        self.crates.extend(descriptions?);
+        Ok(())
+    }
+
+    /// Whether a question that failed may succeed once the programs are built: they are older than their sources.
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.programs.outdated()
+    }
+
+    /// The same crates, their programs built now.
+    pub(crate) fn rebuilt(mut self) -> anyhow::Result<Self> {
+        let names: BTreeSet<String> = std::mem::take(&mut self.crates).into_keys().collect();
+        self.programs.forget();
+        self.add(&names)?;
+        Ok(self)
+    }
+
+    /// All methods of the needed crates, as `crate/method`.
     pub(crate) fn methods(&self) -> impl Iterator<Item = (String, &Method)> {
         self.crates.iter().flat_map(|(name, methods)| methods.iter().map(move |method| (format!("{name}/{}", method.name), method)))
+    }
+
+    /// The names of all methods that there are, for messages: those of crates that were not needed by their files.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let others = self.stages.iter().filter(|name| !self.crates.contains_key(*name));
+        let others =
+            others.flat_map(|name| programs::method_files(&self.workspace, name).into_iter().map(move |method| format!("{name}/{method}")));
+        let mut names: Vec<String> = self.methods().map(|(name, _)| name).chain(others).collect();
+        names.sort();
+        names
     }
 
     /// The method called `crate/method`.
@@ -144,92 +214,80 @@ impl Catalogue {
         Some((name, methods.iter().find(|known| known.name == method)?))
     }
 
-    /// The names of all methods of a crate.
-    pub(crate) fn methods_of(&self, crate_name: &str) -> Vec<&str> {
-        self.crates.get(crate_name).into_iter().flatten().map(|method| method.name.as_str()).collect()
+    /// The code that a method runs.
+    pub(crate) fn code(&self, crate_name: &str, method: &str) -> anyhow::Result<Code> {
+        let others: Vec<&str> = self.crates.get(crate_name).into_iter().flatten().map(|method| method.name.as_str()).collect();
+        let files = self.programs.get(crate_name)?.sources.of_method(method, &others);
+        Ok(Code { files, dependencies: self.dependencies.get(crate_name).cloned(), build: Some(self.build.clone()) })
     }
 
-    /// The binary of a stage crate.
-    pub(crate) fn program(&self, crate_name: &str) -> PathBuf {
-        program(&self.folder, crate_name)
+    /// The program of a stage crate, `train` for `dcu-train`, to be started.
+    pub(crate) fn program(&self, crate_name: &str) -> anyhow::Result<PathBuf> {
+        Ok(self.programs.get(crate_name)?.path()?.to_owned())
     }
 
-    /// Asks a stage crate whether parameters fit, many at once: (method, parameters).
-    pub(crate) fn check(&self, crate_name: &str, questions: &[(String, Value)]) -> anyhow::Result<Vec<Answer>> {
-        let program = self.program(crate_name);
+    /// Asks stage crates whether parameters fit, all at once: (method, parameters) by crate.
+    pub(crate) fn check(&self, questions: &BTreeMap<String, Vec<(String, Value)>>) -> anyhow::Result<BTreeMap<String, Vec<Answer>>> {
+        std::thread::scope(|scope| {
+            let asking: Vec<_> =
+                questions.iter().map(|(name, questions)| (name, scope.spawn(|| self.check_one(name, questions)))).collect();
+            asking.into_iter().map(|(name, thread)| Ok((name.clone(), thread.join().expect("asking does not panic")?))).collect()
+        })
+    }
+
+    fn check_one(&self, crate_name: &str, questions: &[(String, Value)]) -> anyhow::Result<Vec<Answer>> {
+        let program = self.program(crate_name)?;
+        let shown = program.display();
         let questions: Vec<Value> =
             questions.iter().map(|(method, parameters)| json!({ "method": method, "parameters": parameters })).collect();
-        let mut child = Command::new(&program)
-            .arg("check")
+        let mut command = Command::new(&program);
+        command.arg("check");
+        if self.programs.mode() == Mode::Look {
+            command.arg("--look");
+        }
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
-            .with_context(|| format!("cannot start `{}`", program.display()))?;
-        child.stdin.take().expect("piped").write_all(Value::Array(questions.clone()).to_string().as_bytes())?;
+            .with_context(|| format!("cannot start `{shown}`"))?;
+        // A program that fails at once does not read; what it says is in its stderr.
+        let asked = child.stdin.take().expect("piped").write_all(Value::Array(questions.clone()).to_string().as_bytes());
         let output = child.wait_with_output()?;
-        ensure!(output.status.success(), "`{} check` failed", program.display());
-        let answers: Vec<Answer> = serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("`{} check` gave no answer that can be read", program.display()))?;
-        ensure!(
-            answers.len() == questions.len(),
-            "`{} check` gave {} answers to {} questions",
-            program.display(),
-            answers.len(),
-            questions.len()
-        );
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`{shown} check` failed: {}", said.trim());
+        eprint!("{said}");
+        asked.with_context(|| format!("cannot ask `{shown} check`"))?;
+        let answers: Vec<Answer> =
+            serde_json::from_slice(&output.stdout).with_context(|| format!("`{shown} check` gave no answer that can be read"))?;
+        ensure!(answers.len() == questions.len(), "`{shown} check` gave {} answers to {} questions", answers.len(), questions.len());
         Ok(answers)
     }
 }
 
-#[cfg(test)]
-impl Catalogue {
-    /// A catalogue of methods that no program has.
-    pub(crate) fn of(crate_name: &str, methods: Vec<Method>) -> Self {
-        Self { folder: PathBuf::new(), crates: BTreeMap::from([(crate_name.to_owned(), methods)]) }
-    }
-}
-
-/// The folders under `crates/` that build a stage binary.
-fn stage_crates(workspace: &Path) -> anyhow::Result<Vec<String>> {
-    let folder = workspace.join("crates");
-    let entries = std::fs::read_dir(&folder).with_context(|| format!("cannot read `{}`", folder.display()))?;
-    let mut names: Vec<String> = entries
-        .flatten()
-        .filter(|entry| entry.path().join("src/main.rs").is_file())
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    Ok(names)
-}
-
-/// Brings the stage binaries beside this program up to date, with the profile that cargo built it with. The first time this takes long, so that
-/// cargo shows what it does.
-fn build(workspace: &Path, folder: &Path, is_first: bool) -> anyhow::Result<()> {
-    let profile = match folder.file_name().and_then(|name| name.to_str()) {
-        Some(profile) if profile != "debug" => profile,
-        _ => "dev",
-    };
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(["build", "--workspace", "--bins", "--profile", profile]).current_dir(workspace);
-    if is_first {
-        eprintln!("building the stages; later runs do this in a moment");
-    } else {
-        command.arg("--quiet");
-    }
-    let status = command.status().context("cannot start cargo to build the stages")?;
-    if !status.success() {
-        bail!("the stages do not build; see the messages above");
-    }
-    Ok(())
-}
-
-fn describe(folder: &Path, crate_name: &str) -> anyhow::Result<Vec<Method>> {
-    let program = program(folder, crate_name);
-    let output =
-        Command::new(&program).args(["describe", "--json"]).output().with_context(|| format!("cannot start `{}`", program.display()))?;
-    ensure!(output.status.success(), "`{} describe` failed: {}", program.display(), String::from_utf8_lossy(&output.stderr));
-    let description: Description = serde_json::from_slice(&output.stdout)
-        .with_context(|| format!("`{} describe --json` gave no answer that can be read", program.display()))?;
+fn describe(program: &Path) -> anyhow::Result<Vec<Method>> {
+    let shown = program.display();
+    let output = Command::new(program).args(["describe", "--json"]).output().with_context(|| format!("cannot start `{shown}`"))?;
+    ensure!(output.status.success(), "`{shown} describe` failed: {}", String::from_utf8_lossy(&output.stderr));
+    let description: Description =
+        serde_json::from_slice(&output.stdout).with_context(|| format!("`{shown} describe --json` gave no answer that can be read"))?;
     Ok(description.methods)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_kinds_of_answers_are_understood() {
+        let read = |text: &str| serde_json::from_str::<Answer>(text).unwrap();
+        let Answer::Checked(checked) = read(r#"{"parameters":{"a":1},"externals":[{"name":"b","digest":null}],"pinned":{"c":2}}"#) else {
+            panic!("it was checked");
+        };
+        assert_eq!((checked.externals[0].digest.as_ref(), &checked.pinned["c"]), (None, &json!(2)));
+        assert!(matches!(read(r#"{"parameters":{},"externals":[]}"#), Answer::Checked(checked) if checked.pinned.is_empty()));
+        assert!(matches!(read(r#"{"elsewhere":"tables"}"#), Answer::Elsewhere { elsewhere } if elsewhere == "tables"));
+        let rejected = read(r#"{"error":{"message":"no","parameter":null,"remedy":null}}"#);
+        assert!(matches!(rejected, Answer::Rejected { error } if error.message == "no"));
+    }
 }

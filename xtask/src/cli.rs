@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use crate::catalogue::Catalogue;
 use crate::diagnostic::near;
 use crate::metrics;
-use crate::session::{Session, workspace};
+use crate::programs::Mode;
+use crate::session::Session;
 use crate::show::{self, GraphFormat};
 use crate::store::Care;
 use crate::table::Format;
@@ -37,9 +37,9 @@ struct Target {
 }
 
 impl Target {
-    fn open(&self) -> anyhow::Result<Session> {
+    fn open(&self, mode: Mode) -> anyhow::Result<Session> {
         let store = self.store.as_deref().map(std::path::absolute).transpose()?;
-        Session::open(&self.pipeline, &self.settings, store.as_deref())
+        Session::open(&self.pipeline, &self.settings, store.as_deref(), mode)
     }
 }
 
@@ -157,32 +157,32 @@ impl CommandLine {
         match self.command {
             Command::Run { target, only, from, force, verify, dry_run, threads, profile } => {
                 let request = run::Request { only, from, force, dry: dry_run, threads: threads.map(usize::from), profile };
-                let mut session = target.open()?;
+                let mut session = target.open(if dry_run { Mode::Look } else { Mode::Build })?;
                 if verify {
                     session.care = Care::Bytes;
                 }
                 run::run(&session, &request)
             }
             Command::Status { target } => {
-                run::status(&target.open()?);
+                run::status(&target.open(Mode::Look)?);
                 Ok(())
             }
-            Command::List { method, json } => show::list(&Catalogue::load(workspace())?, method.as_deref(), json),
+            Command::List { method, json } => show::list(method.as_deref(), json),
             Command::Graph { target, format } => {
-                show::graph(&target.open()?, format);
+                show::graph(&target.open(Mode::Look)?, format);
                 Ok(())
             }
-            Command::Metrics { target, format } => metrics::print(&target.open()?, format),
-            Command::Times { target, across, format } => times::print(&target.open()?, across.as_deref(), format),
-            Command::Regress { target, update: true, .. } => regress::update(&target.open()?),
-            Command::Regress { target, update_tolerances: true, .. } => regress::update_tolerances(&target.open()?),
-            Command::Regress { target, .. } => regress::compare(&target.open()?),
+            Command::Metrics { target, format } => metrics::print(&target.open(Mode::Look)?, format),
+            Command::Times { target, across, format } => times::print(&target.open(Mode::Look)?, across.as_deref(), format),
+            Command::Regress { target, update: true, .. } => regress::update(&target.open(Mode::Build)?),
+            Command::Regress { target, update_tolerances: true, .. } => regress::update_tolerances(&target.open(Mode::Build)?),
+            Command::Regress { target, .. } => regress::compare(&target.open(Mode::Look)?),
             Command::Bench { filter, python, json } => bench::bench(&filter, &python, json),
             Command::Inspect { path, stage, settings, store, json } => {
                 if stage.is_none() && !show::is_pipeline(&path)? {
                     return show::artifact(&path, json);
                 }
-                show::results(&Target { pipeline: path, settings, store }.open()?, stage.as_deref(), json)
+                show::results(&Target { pipeline: path, settings, store }.open(Mode::Look)?, stage.as_deref(), json)
             }
         }
     }

@@ -17,6 +17,7 @@ mod names;
 mod pipeline;
 mod plan;
 mod process;
+mod programs;
 mod reasons;
 mod regress;
 mod run;
@@ -27,6 +28,7 @@ mod store;
 mod supervise;
 mod table;
 mod times;
+mod tokens;
 mod yaml;
 
 use std::process::ExitCode;

@@ -2,14 +2,15 @@
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use serde_json::{Map, Value};
 
-use crate::catalogue::{Answer, Catalogue, Checked, Method, Output, RejectionKind};
+use crate::catalogue::{Answer, Catalogue, Checked, Method, Output, Rejection, RejectionKind};
 use crate::diagnostic::{Diagnostic, Diagnostics, Place, cut, nearest};
 use crate::names;
 use crate::pipeline::{Links, MOST_INSTANCES, Pipeline, SETTABLE_KEYS, Stage, Work, check_schema, plain_text};
@@ -94,10 +95,19 @@ impl Instance {
 
 impl Plan {
     /// Resolves and checks a pipeline. That something outside is missing is no error here, but the problem of the instances that read it.
-    pub(crate) fn new(pipeline: Pipeline, catalogue: &Catalogue) -> anyhow::Result<Self> {
+    pub(crate) fn new(pipeline: Pipeline, catalogue: &mut Catalogue) -> anyhow::Result<Self> {
         let mut instances = expand(&pipeline, catalogue)?;
         check_parameters(&pipeline, catalogue, &mut instances)?;
         Ok(Self { pipeline, instances })
+    }
+
+    /// The stage crates whose methods a pipeline names.
+    pub(crate) fn crates(pipeline: &Pipeline) -> BTreeSet<String> {
+        let uses = |stage: &Stage| match &stage.work {
+            Work::Method(uses) => points(&stage.matrix).iter().filter_map(|point| substitute(uses, point).ok()).collect(),
+            Work::Command { .. } => Vec::new(),
+        };
+        pipeline.stages.iter().flat_map(uses).filter_map(|uses| Some(uses.split_once('/')?.0.to_owned())).collect()
     }
 
     /// The instances that a name selects: a stage, or one instance.
@@ -622,7 +632,7 @@ impl<'a> Expansion<'a> {
         };
         let found = self.catalogue.find(&uses);
         if found.is_none() {
-            let names: Vec<String> = self.catalogue.methods().map(|(name, _)| name).collect();
+            let names = self.catalogue.names();
             let problem = Diagnostic::new(self.pipeline.document.at(&way), format!("there is no method `{}`", cut(&uses)));
             self.problems.push_nearest(problem, &uses, names.iter().map(String::as_str));
         }
@@ -851,61 +861,90 @@ fn resolve_location(base: &Path, value: Value) -> Value {
     }
 }
 
-/// Asks the stage crates whether the parameters of all instances fit. A parameter that does not is an error; where something outside is missing,
-/// that is the problem of the instances that read it.
-fn check_parameters(pipeline: &Pipeline, catalogue: &Catalogue, instances: &mut [Instance]) -> anyhow::Result<()> {
-    let mut questions: BTreeMap<String, Vec<(String, Value)>> = BTreeMap::new();
-    let mut positions: HashMap<String, usize> = HashMap::new();
-    let mut asked: Vec<Option<(String, usize)>> = Vec::new();
-    for instance in instances.iter_mut() {
-        let Task::Method { crate_name, method, .. } = &instance.task else {
-            instance.checked.parameters = instance.parameters.clone();
-            asked.push(None);
-            continue;
-        };
-        let known = questions.entry(crate_name.clone()).or_default();
-        let question = format!("{crate_name}/{method} {}", dcu_artifact::canonical_json(&instance.parameters));
-        let position = *positions.entry(question).or_insert_with(|| {
-            known.push((method.clone(), instance.parameters.clone()));
-            known.len() - 1
-        });
-        asked.push(Some((crate_name.clone(), position)));
-    }
-    let answers: BTreeMap<&String, Vec<Answer>> =
-        questions.iter().map(|(name, questions)| Ok((name, catalogue.check(name, questions)?))).collect::<anyhow::Result<_>>()?;
+/// Asks the stage crates whether the parameters of all instances fit. Where a crate names another that does it, that one is asked. A parameter that
+/// does not fit is an error; where something outside is missing, that is the problem of the instances that read it.
+fn check_parameters(pipeline: &Pipeline, catalogue: &mut Catalogue, instances: &mut [Instance]) -> anyhow::Result<()> {
     let mut problems = Diagnostics::default();
-    for (instance, asked) in instances.iter_mut().zip(asked) {
-        let Some((crate_name, position)) = asked else { continue };
-        match &answers[&crate_name][position] {
-            Answer::Checked(checked) => {
-                instance.checked = checked.clone();
-                if let Some(parameters) = instance.parameters.as_object_mut() {
-                    parameters.extend(checked.pinned.clone());
-                }
-            }
-            Answer::Rejected { error } => {
-                let stage = instance.stage.as_str();
-                let place = match error.parameter.as_deref().or_else(|| location_to_blame(pipeline, catalogue, instance, &error.message)) {
-                    Some(parameter) => {
-                        let keys = parameter.split(['.', '[', ']']).filter(|key| !key.is_empty());
-                        let way: Vec<&str> = ["stages", stage, "with"].into_iter().chain(keys).collect();
-                        pipeline.document.at(&way)
+    let mut open: Vec<usize> = (0..instances.len()).collect();
+    while !open.is_empty() {
+        let mut questions: BTreeMap<String, Vec<(String, Value)>> = BTreeMap::new();
+        let mut positions: HashMap<String, usize> = HashMap::new();
+        let mut asked: Vec<(usize, String, usize)> = Vec::new();
+        for index in open {
+            let instance = &mut instances[index];
+            let Task::Method { crate_name, method, .. } = &instance.task else {
+                instance.checked.parameters = instance.parameters.clone();
+                continue;
+            };
+            let known = questions.entry(crate_name.clone()).or_default();
+            let question = format!("{crate_name}/{method} {}", dcu_artifact::canonical_json(&instance.parameters));
+            let position = *positions.entry(question).or_insert_with(|| {
+                known.push((method.clone(), instance.parameters.clone()));
+                known.len() - 1
+            });
+            asked.push((index, crate_name.clone(), position));
+        }
+        let answers = catalogue.check(&questions)?;
+        let elsewhere = answers.values().flatten().filter_map(|answer| match answer {
+            Answer::Elsewhere { elsewhere } => Some(elsewhere.clone()),
+            _ => None,
+        });
+        catalogue.add(&elsewhere.collect())?;
+        open = Vec::new();
+        for (index, crate_name, position) in asked {
+            let instance = &mut instances[index];
+            match &answers[&crate_name][position] {
+                Answer::Checked(checked) => {
+                    instance.checked = checked.clone();
+                    if let Some(parameters) = instance.parameters.as_object_mut() {
+                        parameters.extend(checked.pinned.clone());
                     }
-                    None => pipeline.document.at_key(&["stages", stage]),
-                };
-                let message = match &error.parameter {
-                    Some(parameter) => format!("`{stage}`: parameter `{parameter}`: {}", error.message),
-                    None => format!("`{stage}`: {}", error.message),
-                };
-                let problem = Diagnostic { place: Some(place), message, help: error.remedy.clone() };
-                match error.kind {
-                    RejectionKind::Parameter => problems.push(problem),
-                    RejectionKind::Outside => instance.problem = Some(problem),
+                }
+                Answer::Elsewhere { elsewhere } => {
+                    move_to(catalogue, instance, elsewhere)?;
+                    open.push(index);
+                }
+                Answer::Rejected { error } => {
+                    let problem = rejection(pipeline, catalogue, instance, error);
+                    match error.kind {
+                        RejectionKind::Parameter => problems.push(problem),
+                        RejectionKind::Outside => instance.problem = Some(problem),
+                    }
                 }
             }
         }
     }
     Ok(problems.into_result()?)
+}
+
+fn rejection(pipeline: &Pipeline, catalogue: &Catalogue, instance: &Instance, error: &Rejection) -> Diagnostic {
+    let stage = instance.stage.as_str();
+    let place = match error.parameter.as_deref().or_else(|| location_to_blame(pipeline, catalogue, instance, &error.message)) {
+        Some(parameter) => {
+            let keys = parameter.split(['.', '[', ']']).filter(|key| !key.is_empty());
+            let way: Vec<&str> = ["stages", stage, "with"].into_iter().chain(keys).collect();
+            pipeline.document.at(&way)
+        }
+        None => pipeline.document.at_key(&["stages", stage]),
+    };
+    let message = match &error.parameter {
+        Some(parameter) => format!("`{stage}`: parameter `{parameter}`: {}", error.message),
+        None => format!("`{stage}`: {}", error.message),
+    };
+    Diagnostic { place: Some(place), message, help: error.remedy.clone() }
+}
+
+/// Has an instance run by the method of the same name of another crate.
+fn move_to(catalogue: &Catalogue, instance: &mut Instance, elsewhere: &str) -> anyhow::Result<()> {
+    let uses = instance.task.uses();
+    let Task::Method { crate_name, method, version, timings } = &mut instance.task else { unreachable!("a method was asked") };
+    let (_, found) = catalogue
+        .find(&format!("{elsewhere}/{method}"))
+        .filter(|(_, found)| elsewhere != crate_name.as_str() && found.outputs == instance.outputs)
+        .with_context(|| format!("`{uses}` leaves its work to `{elsewhere}`, which has no method `{method}` with the same outputs"))?;
+    (*version, *timings) = (found.version, found.timings);
+    elsewhere.clone_into(crate_name);
+    Ok(())
 }
 
 /// The location that is to blame where an outside file cannot be read: the one that the message speaks of, else the only one that is given or set.

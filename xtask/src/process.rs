@@ -110,7 +110,7 @@ fn command(session: &Session, index: usize, draft: &Draft, options: Options) -> 
     let instance = &session.plan.instances[index];
     let mut command = match &instance.task {
         Task::Method { crate_name, method, .. } => {
-            let mut command = Command::new(session.catalogue.program(crate_name));
+            let mut command = Command::new(session.catalogue.program(crate_name)?);
             command.arg(method).args(["--progress", "json"]);
             if let Some(threads) = options.threads {
                 command.arg("--threads").arg(threads.to_string());

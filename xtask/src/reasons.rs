@@ -16,6 +16,8 @@ pub(crate) enum Reason {
     Damaged(String),
     /// Something outside that it reads cannot be had.
     Outside(String),
+    /// Only the network knows what it would read, and a command that looks does not ask it.
+    NotAsked(String),
     Task {
         old: Value,
         new: Value,
@@ -105,6 +107,7 @@ impl fmt::Display for Reason {
             Self::NeverRan => write!(formatter, "never ran here"),
             Self::Forced => write!(formatter, "forced"),
             Self::Damaged(reason) | Self::Outside(reason) => write!(formatter, "{reason}"),
+            Self::NotAsked(name) => write!(formatter, "what `{name}` is now was not asked"),
             Self::Task { old, new } => write!(formatter, "runs {new}, not {old}"),
             Self::Version { old, new } => write!(formatter, "version {} -> {}", number(old.map(u64::from)), number(new.map(u64::from))),
             Self::Parameter { name, old, new } => write!(formatter, "`{name}` {} -> {}", value(old), value(new)),

@@ -10,9 +10,10 @@ use serde_json::{Map, Value, json};
 
 use crate::catalogue::Catalogue;
 use crate::diagnostic::{Diagnostic, Diagnostics};
-use crate::fingerprint::{Code, Fingerprints};
+use crate::fingerprint::{self, Code};
 use crate::pipeline::Pipeline;
 use crate::plan::{Instance, Plan, Task};
+use crate::programs::Mode;
 use crate::reasons::{Reason, differences};
 use crate::store::{Care, Found, Parts, Store, Stored};
 
@@ -59,14 +60,11 @@ pub(crate) fn default_store() -> PathBuf {
 
 impl Session {
     /// Reads and checks a pipeline whole; nothing has run when this fails.
-    pub(crate) fn open(file: &Path, settings: &[String], store: Option<&Path>) -> anyhow::Result<Self> {
-        let pipeline = Pipeline::read(file, settings)?;
-        let catalogue = Catalogue::load(workspace())?;
-        let plan = Plan::new(pipeline, &catalogue)?;
-        let mut fingerprints = Fingerprints::new(workspace())?;
-        let codes =
-            plan.instances.iter().map(|instance| code(&plan, instance, &catalogue, &mut fingerprints)).collect::<anyhow::Result<_>>()?;
-        Ok(Self { plan, store: Store::new(store.unwrap_or(&default_store())), catalogue, care: Care::Stamps, codes })
+    pub(crate) fn open(file: &Path, settings: &[String], store: Option<&Path>, mode: Mode) -> anyhow::Result<Self> {
+        let store = store.map_or_else(default_store, Path::to_owned);
+        let (plan, catalogue) = plan(file, settings, &store, mode)?;
+        let codes = plan.instances.iter().map(|instance| code(&plan, instance, &catalogue)).collect::<anyhow::Result<_>>()?;
+        Ok(Self { plan, store: Store::new(&store), catalogue, care: Care::Stamps, codes })
     }
 
     pub(crate) fn pipeline_name(&self) -> &str {
@@ -87,8 +85,12 @@ impl Session {
             known[source.instance].as_ref().map(|stored| stored.record.outputs[&source.output].digest.clone())
         };
         let inputs = instance.inputs.iter().map(|(name, sources)| (name.clone(), sources.iter().filter_map(digest).collect()));
-        let mut externals: BTreeMap<String, Digest> =
-            instance.checked.externals.iter().map(|external| (external.name.clone(), external.digest.clone())).collect();
+        let mut externals: BTreeMap<String, Digest> = instance
+            .checked
+            .externals
+            .iter()
+            .map(|external| (external.name.clone(), external.digest.clone().unwrap_or_else(|| digest_json(&Value::Null))))
+            .collect();
         if let Some(timings) = self.timings(index, known) {
             externals.insert(TIMINGS.into(), digest_json(&timings));
         }
@@ -138,6 +140,10 @@ impl Session {
     pub(crate) fn state(&self, index: usize, known: &Known) -> State {
         if let Some(problem) = &self.plan.instances[index].problem {
             return State::Stale(vec![Reason::Outside(problem.message.clone())]);
+        }
+        let unknown = self.plan.instances[index].checked.externals.iter().find(|external| external.digest.is_none());
+        if let Some(external) = unknown {
+            return State::Stale(vec![Reason::NotAsked(external.name.clone())]);
         }
         let parts = match self.parts(index, known) {
             Ok(parts) => parts,
@@ -198,16 +204,33 @@ pub(crate) fn coordinates(instance: &Instance) -> Map<String, Value> {
     instance.coordinates.iter().map(|coordinate| (name(coordinate), Value::String(coordinate.value.clone()))).collect()
 }
 
-fn code(plan: &Plan, instance: &Instance, catalogue: &Catalogue, fingerprints: &mut Fingerprints) -> anyhow::Result<Code> {
+/// Resolves a pipeline with the programs that it needs. Programs that are only looked at are built where they are older than their sources and
+/// something does not fit.
+fn plan(file: &Path, settings: &[String], store: &Path, mode: Mode) -> anyhow::Result<(Plan, Catalogue)> {
+    let pipeline = Pipeline::read(file, settings)?;
+    let mut catalogue = Catalogue::open(workspace(), Some(store), Some(&Plan::crates(&pipeline)), mode)?;
+    match Plan::new(pipeline, &mut catalogue) {
+        Ok(plan) => Ok((plan, catalogue)),
+        Err(_) if catalogue.is_outdated() => {
+            eprintln!("the programs are older than their code, and something does not fit: asking cargo");
+            let mut catalogue = catalogue.rebuilt()?;
+            let plan = Plan::new(Pipeline::read(file, settings)?, &mut catalogue)?;
+            Ok((plan, catalogue))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn code(plan: &Plan, instance: &Instance, catalogue: &Catalogue) -> anyhow::Result<Code> {
     match &instance.task {
-        Task::Method { crate_name, method, .. } => fingerprints.method(crate_name, method, &catalogue.methods_of(crate_name)),
-        Task::Command { code, folder, .. } => {
+        Task::Method { crate_name, method, .. } => catalogue.code(crate_name, method),
+        Task::Command { command, code, folder } => {
             if let Some((position, name)) = code.iter().enumerate().find(|(_, name)| !folder.join(name).is_file()) {
                 let position = position.to_string();
                 let place = plan.pipeline.document.at(&["stages", instance.stage.as_str(), "code", &position]);
                 return Err(Diagnostics::from(Diagnostic::new(place, format!("there is no file `{}`", folder.join(name).display()))).into());
             }
-            Fingerprints::files(folder, code).context("cannot read the code of an outside stage")
+            fingerprint::outside(folder, command, code, &instance.parameters).context("cannot read the files of an outside stage")
         }
     }
 }

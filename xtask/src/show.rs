@@ -1,5 +1,6 @@
 //! Commands that only show: the methods there are, the graph of a pipeline, the inside of an artifact.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::bail;
@@ -9,8 +10,9 @@ use serde_json::{Value, json};
 use crate::catalogue::{Catalogue, Method};
 use crate::diagnostic::nearest;
 use crate::files::{self, Seems};
+use crate::programs::Mode;
 use crate::reasons::in_one_line;
-use crate::session::{Session, State};
+use crate::session::{Session, State, workspace};
 use crate::table;
 
 /// How a graph is written.
@@ -22,7 +24,13 @@ pub(crate) enum GraphFormat {
 }
 
 /// All methods, or one with its parameters.
-pub(crate) fn list(catalogue: &Catalogue, name: Option<&str>, as_json: bool) -> anyhow::Result<()> {
+pub(crate) fn list(name: Option<&str>, as_json: bool) -> anyhow::Result<()> {
+    let needed = name.map(|name| BTreeSet::from([name.split('/').next().unwrap_or(name).to_owned()]));
+    let mut catalogue = Catalogue::open(workspace(), None, needed.as_ref(), Mode::Look)?;
+    if catalogue.is_outdated() {
+        // What a program says of itself may be what has changed.
+        catalogue = catalogue.rebuilt()?;
+    }
     let Some(name) = name else {
         if as_json {
             let methods: serde_json::Map<String, Value> =
@@ -36,7 +44,7 @@ pub(crate) fn list(catalogue: &Catalogue, name: Option<&str>, as_json: bool) -> 
         return Ok(());
     };
     let Some((_, method)) = catalogue.find(name) else {
-        let names: Vec<String> = catalogue.methods().map(|(name, _)| name).collect();
+        let names = catalogue.names();
         let help = nearest(name, names.iter().map(String::as_str)).unwrap_or_default();
         anyhow::bail!("there is no method `{name}`\n  help: {help}");
     };

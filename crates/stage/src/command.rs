@@ -24,7 +24,10 @@ pub fn main(crate_name: &'static str, methods: &[Entry]) -> ExitCode {
     let style = arguments.try_get_one::<Style>("progress").ok().flatten().copied().unwrap_or(Style::Text);
     let result = match name {
         "describe" => describe(crate_name, methods),
-        "check" => check(methods),
+        "check" => {
+            crate::look::set(arguments.get_flag("look"));
+            check(methods)
+        }
         method => run(crate_name, methods.iter().find(|entry| entry.name == method).expect("clap knows the names"), arguments),
     };
     let print = |value: Value| {
@@ -43,7 +46,8 @@ pub fn main(crate_name: &'static str, methods: &[Entry]) -> ExitCode {
 fn command_line(crate_name: &'static str, methods: &[Entry]) -> Command {
     let json = Arg::new("json").long("json").action(ArgAction::SetTrue).help("JSON, which is also the default");
     let describe = Command::new("describe").about("What methods there are, their parameters, inputs and outputs").arg(json);
-    let check = Command::new("check").about("Checks an array of {method, parameters} from stdin");
+    let look = Arg::new("look").long("look").action(ArgAction::SetTrue).help("Ask nothing of the network");
+    let check = Command::new("check").about("Checks an array of {method, parameters} from stdin").arg(look);
     methods.iter().fold(
         Command::new(crate_name).version(env!("CARGO_PKG_VERSION")).subcommand_required(true).subcommand(describe).subcommand(check),
         |command, entry| command.subcommand(method_command(entry)),
