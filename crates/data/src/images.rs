@@ -1,10 +1,22 @@
 //! From encoded images to equal arrays of bytes: decoding, channels, size, padding.
 
-use anyhow::{Context as _, bail};
+use std::io::{BufRead, Cursor, Seek};
+use std::sync::{Condvar, Mutex};
+
+use anyhow::{Context as _, bail, ensure};
 use dcu_artifact::Array;
+use dcu_stage::Failure;
 use image::imageops::FilterType;
-use image::{DynamicImage, ImageReader};
+use image::{DynamicImage, ImageDecoder as _, ImageReader};
 use rayon::prelude::*;
+
+use crate::memory::room_for;
+
+/// The most pixels of one image, by its header: a small file may ask for any number.
+const MOST_PIXELS: u64 = 64 << 20;
+
+/// The bytes that all images together may take while they are decoded; a single one may take more, on its own.
+const BYTES_AT_ONCE: usize = 512 << 20;
 
 /// An image as its source holds it.
 #[derive(Debug, Clone)]
@@ -31,39 +43,104 @@ pub struct Shape {
 /// Decodes images in parallel, in order. `place` names an image for an error.
 ///
 /// # Errors
-/// Names the first image that cannot be decoded, or that has another shape than the first.
+/// Names the first image that cannot be decoded, or that has another shape than the first. Also when all together do not fit into memory.
 pub fn decode(cells: &[Cell], shape: Shape, place: impl Fn(usize) -> String + Sync) -> anyhow::Result<Array<u8>> {
-    let results: Vec<anyhow::Result<_>> = cells
-        .par_iter()
+    let budget = Budget::new(BYTES_AT_ONCE);
+    let decode = |row: usize| decode_one(&cells[row], shape, &budget).with_context(|| format!("cannot use the image {}", place(row)));
+    if cells.is_empty() {
+        bail!("there is no image");
+    }
+    let (_, first) = decode(0)?;
+    let [channels, height, width] = first;
+    let bytes = channels.checked_mul(height).and_then(|bytes| bytes.checked_mul(width));
+    let all = bytes.and_then(|bytes| bytes.checked_mul(cells.len()));
+    // Once to hold them, twice more to write them.
+    let what = format!("loading {} images of {channels} x {height} x {width}", cells.len());
+    room_for(all.and_then(|bytes| bytes.checked_mul(3)), &what, "give a smaller `resize` or `pad`, or `per_class` for fewer images")?;
+    let (bytes, all) = bytes.zip(all).expect("checked");
+    ensure!(bytes > 0, "the image {} has no pixel", place(0));
+    let mut data = vec![0; all];
+    let results: Vec<anyhow::Result<()>> = data
+        .par_chunks_exact_mut(bytes)
         .enumerate()
-        .map(|(row, cell)| decode_one(cell, shape).with_context(|| format!("cannot use the image {}", place(row))))
+        .map(|(row, target)| {
+            let (planes, other) = decode(row)?;
+            if other != first {
+                let message = format!("the image {} is {other:?}, but the first is {first:?} (channels, height, width)", place(row));
+                return Err(Failure::new(message, "give `resize` and `channels`, so that all images are alike").into());
+            }
+            target.copy_from_slice(&planes);
+            Ok(())
+        })
         .collect();
     // One after the other, so that of several that are broken it is always the first that is named.
-    let decoded: Vec<(Vec<u8>, [usize; 3])> = results.into_iter().collect::<anyhow::Result<_>>()?;
-    let Some((_, first)) = decoded.first() else { bail!("there is no image") };
-    let first = *first;
-    if let Some((row, (_, other))) = decoded.iter().enumerate().find(|(_, (_, other))| *other != first) {
-        let message = format!("the image {} is {other:?}, but the first is {first:?} (channels, height, width)", place(row));
-        return Err(dcu_stage::Failure::new(message, "give `resize` and `channels`, so that all images are alike").into());
-    }
-    let mut data = Vec::with_capacity(decoded.len() * first.iter().product::<usize>());
-    decoded.iter().for_each(|(planes, _)| data.extend_from_slice(planes));
-    Ok(Array::new([&[decoded.len()], first.as_slice()].concat(), data))
+    results.into_iter().collect::<anyhow::Result<()>>()?;
+    Ok(Array::new(vec![cells.len(), channels, height, width], data))
 }
 
-fn decode_one(cell: &Cell, shape: Shape) -> anyhow::Result<(Vec<u8>, [usize; 3])> {
+/// Bytes that several threads share; who needs more than is left waits until others are done.
+struct Budget {
+    whole: usize,
+    left: Mutex<usize>,
+    returned: Condvar,
+}
+
+/// A share of the budget, until it is dropped.
+struct Granted<'a> {
+    budget: &'a Budget,
+    bytes: usize,
+}
+
+impl Budget {
+    fn new(whole: usize) -> Self {
+        Self { whole, left: Mutex::new(whole), returned: Condvar::new() }
+    }
+
+    fn take(&self, bytes: usize) -> Granted<'_> {
+        let bytes = bytes.min(self.whole);
+        let left = self.left.lock().expect("no thread panics while it holds the lock");
+        let mut left = self.returned.wait_while(left, |left| *left < bytes).expect("no thread panics while it holds the lock");
+        *left -= bytes;
+        Granted { budget: self, bytes }
+    }
+}
+
+impl Drop for Granted<'_> {
+    fn drop(&mut self) {
+        *self.budget.left.lock().expect("no thread panics while it holds the lock") += self.bytes;
+        self.budget.returned.notify_all();
+    }
+}
+
+fn decode_one(cell: &Cell, shape: Shape, budget: &Budget) -> anyhow::Result<(Vec<u8>, [usize; 3])> {
     let (planes, size) = match cell {
         Cell::Planes(planes, size) if shape.resize.is_none() && shape.channels.is_none_or(|channels| channels == size[0]) => {
             (planes.clone(), *size)
         }
         Cell::Planes(planes, size) => to_planes(&reshape(from_planes(planes, *size)?, shape)),
-        Cell::Encoded(bytes) => to_planes(&reshape(image::load_from_memory(bytes).context("it cannot be decoded")?, shape)),
+        Cell::Encoded(bytes) => decode_encoded(ImageReader::new(Cursor::new(bytes)), shape, budget)?,
         Cell::File(path) => {
             let reader = ImageReader::open(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-            to_planes(&reshape(reader.decode().context("it cannot be decoded")?, shape))
+            decode_encoded(reader, shape, budget)?
         }
     };
     Ok(pad(planes, size, shape.pad))
+}
+
+/// Looks at the header first.
+fn decode_encoded(reader: ImageReader<impl BufRead + Seek>, shape: Shape, budget: &Budget) -> anyhow::Result<(Vec<u8>, [usize; 3])> {
+    let decoder = reader.with_guessed_format().context("it cannot be read")?.into_decoder().context("it cannot be decoded")?;
+    let (width, height) = decoder.dimensions();
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels > MOST_PIXELS {
+        let message = format!("it has {width} x {height} pixels, more than the {MOST_PIXELS} that an image may have");
+        return Err(Failure::new(message, "scale it down before loading it, or leave it out").into());
+    }
+    // Decoded, converted, as planes; and scaled in one direction, in f32.
+    let scaled = shape.resize.map_or(0, |[height, _]| 16 * u64::from(width) * height as u64);
+    let bytes = decoder.total_bytes().saturating_add(6 * pixels).saturating_add(scaled);
+    let _granted = budget.take(usize::try_from(bytes).unwrap_or(usize::MAX));
+    Ok(to_planes(&reshape(DynamicImage::from_decoder(decoder).context("it cannot be decoded")?, shape)))
 }
 
 /// Grey becomes three equal channels; colour becomes grey by the luminance of ITU-R BT.709, as the `image` crate has it.
@@ -144,6 +221,53 @@ mod tests {
     fn padding_surrounds_each_plane_with_zeros() {
         let padded = decode(&[Cell::Planes(vec![5], [1, 1, 1])], Shape { pad: 1, ..AS_IS }, |_| "0".into()).unwrap();
         assert_eq!((padded.shape, padded.data), (vec![1, 1, 3, 3], vec![0, 0, 0, 0, 5, 0, 0, 0, 0]));
+    }
+
+    /// A grey PNG that is all zeros, which is small whatever its size.
+    fn zeros(width: u32, height: u32) -> Cell {
+        png(&DynamicImage::ImageLuma8(image::GrayImage::new(width, height)))
+    }
+
+    #[test]
+    fn a_bomb_is_refused_by_its_header() {
+        let bomb = zeros(9000, 9000);
+        let Cell::Encoded(bytes) = &bomb else { unreachable!() };
+        assert!(bytes.len() < 1 << 20);
+        // Cut off after the header: it is refused before a pixel is decoded.
+        let cells = vec![Cell::Encoded(bytes[..100].to_vec()); 20];
+        let error = decode(&cells, AS_IS, |row| format!("number {row}")).unwrap_err();
+        assert!(format!("{error:#}").contains("it has 9000 x 9000 pixels, more than"), "{error:#}");
+    }
+
+    #[test]
+    fn images_that_do_not_fit_together_are_refused_before_they_are_decoded() {
+        let cells = vec![Cell::Planes(vec![0], [1, 1, 1]); 1 << 20];
+        let error = decode(&cells, Shape { pad: 2000, ..AS_IS }, |row| row.to_string()).unwrap_err();
+        assert!(error.to_string().starts_with("loading 1048576 images of 1 x 4001 x 4001 would need"), "{error}");
+    }
+
+    #[test]
+    fn threads_wait_for_their_share_of_the_budget() {
+        let (budget, most) = (Budget::new(10), Mutex::new((0, 0)));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for bytes in [3, 4, 20] {
+                        let granted = budget.take(bytes);
+                        let held = granted.bytes;
+                        {
+                            let mut most = most.lock().unwrap();
+                            most.0 += held;
+                            most.1 = most.1.max(most.0);
+                        }
+                        std::thread::yield_now();
+                        most.lock().unwrap().0 -= held;
+                    }
+                });
+            }
+        });
+        assert_eq!(*budget.left.lock().unwrap(), 10);
+        assert_eq!(most.lock().unwrap().1, 10);
     }
 
     #[test]

@@ -1,17 +1,27 @@
 //! The data stages: load images, poison labels, hold samples out, and draw up requests.
+//!
+//! What is heavy to compile is read by `dcu-tables`, which uses this library with readers of its own ([`Readers`]).
 
 pub mod images;
+mod memory;
 mod methods;
+mod readers;
 mod sources;
+
+pub use memory::room_for;
+pub use methods::load::Load;
+pub use methods::request::MakeRequest;
+pub use readers::{List, Place, Readers};
+pub use sources::{CIFAR10_CLASSES, Contents, Part, Share, cifar10_normalisation, embedded, externals, files_below, missing};
 
 /// The registry: one line a method.
 #[must_use]
 pub fn methods() -> Vec<dcu_stage::Entry> {
     use dcu_stage::entry;
     vec![
-        entry::<methods::load::Load>(),
+        entry::<Load<readers::Without>>(),
         entry::<methods::poison::Poison>(),
         entry::<methods::holdout::HoldOut>(),
-        entry::<methods::request::MakeRequest>(),
+        entry::<MakeRequest<readers::Without>>(),
     ]
 }

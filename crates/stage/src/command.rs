@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::context::{Arguments, Context};
 use crate::progress::{Progress, Style};
-use crate::{Entry, Rejected};
+use crate::{Entry, Input, Rejected};
 
 /// Runs the binary of a stage crate.
 #[must_use]
@@ -46,7 +46,7 @@ pub fn main(crate_name: &'static str, methods: &[Entry]) -> ExitCode {
 fn command_line(crate_name: &'static str, methods: &[Entry]) -> Command {
     let json = Arg::new("json").long("json").action(ArgAction::SetTrue).help("JSON, which is also the default");
     let describe = Command::new("describe").about("What methods there are, their parameters, inputs and outputs").arg(json);
-    let look = Arg::new("look").long("look").action(ArgAction::SetTrue).help("Ask nothing of the network");
+    let look = Arg::new("look").long("look").action(ArgAction::SetTrue).help("Answer from this machine alone: no network is asked");
     let check = Command::new("check").about("Checks an array of {method, parameters} from stdin").arg(look);
     methods.iter().fold(
         Command::new(crate_name).version(env!("CARGO_PKG_VERSION")).subcommand_required(true).subcommand(describe).subcommand(check),
@@ -55,11 +55,7 @@ fn command_line(crate_name: &'static str, methods: &[Entry]) -> Command {
 }
 
 fn method_command(entry: &Entry) -> Command {
-    let inputs: Vec<String> = entry
-        .inputs
-        .iter()
-        .map(|input| format!("  {} ({}{})", input.name, input.schema, if input.optional { ", optional" } else { "" }))
-        .collect();
+    let inputs: Vec<String> = entry.inputs.iter().map(|input| format!("  {} ({}{})", input.name, input.schema, note_on(input))).collect();
     let outputs: Vec<String> = entry.outputs.iter().map(|output| format!("  {} ({})", output.name, output.schema)).collect();
     Command::new(entry.name)
         .about(entry.summary)
@@ -85,6 +81,14 @@ fn method_command(entry: &Entry) -> Command {
                 .help("How to show progress on stderr"),
         )
         .arg(path("timings", "FILE", "The runner's timings, for reports"))
+}
+
+fn note_on(input: &Input) -> &'static str {
+    match (input.unused, input.optional) {
+        (true, _) => ", accepted but not read",
+        (false, true) => ", optional",
+        (false, false) => "",
+    }
 }
 
 fn path(name: &'static str, value: &'static str, help: &'static str) -> Arg {

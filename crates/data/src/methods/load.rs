@@ -1,20 +1,29 @@
 //! `data/load`: images with labels and ids, from any source, of one size, as bytes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::marker::PhantomData;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use dcu_artifact::{Array, Dataset, DatasetFacts, Normalisation, Part as IdPart, SampleId};
+use dcu_artifact::{Array, Dataset, DatasetFacts, Normalisation, Part as IdPart, SampleId, digest_bytes};
 use dcu_nn::rng::Streams;
 use dcu_stage::{Context, External, Failure, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::images::{Shape, decode};
-use crate::sources::hub::Place;
-use crate::sources::{Contents, Part, cifar_binary, embedded, folder, hub, parquet};
+use crate::readers::{Place, Readers};
+use crate::sources::{Contents, Part, cifar_binary, embedded, folder};
 
-pub(crate) struct Load;
+/// The method, with the readers that its program has.
+#[derive(Debug)]
+pub struct Load<R>(PhantomData<R>);
+
+/// The largest height and width to scale to.
+const MOST_SIDE: usize = 4096;
+/// The most rows and columns of zeros on a side.
+const MOST_PADDING: usize = 1024;
 
 /// Where the images come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -44,9 +53,10 @@ pub(crate) enum NormaliseBy {
     Given,
 }
 
+/// The parameters.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub(crate) struct Parameters {
+pub struct Parameters {
     /// Where the images come from. Parameters of other sources are ignored.
     source: SourceName,
     /// The file or folder of `parquet`, `cifar-binary` and `folder`.
@@ -65,9 +75,9 @@ pub(crate) struct Parameters {
     per_class: Option<usize>,
     /// The share of each class that is set aside for testing where a source has no test part.
     test_fraction: f64,
-    /// Height and width to scale to.
+    /// Height and width to scale to, at most 4096.
     resize: Option<[usize; 2]>,
-    /// Rows and columns of zeros to add on each side; by default 2 for the embedded digits, else 0.
+    /// Rows and columns of zeros to add on each side; by default 2 for the embedded digits, else 0; at most 1024.
     pad: Option<usize>,
     /// 1 or 3, whatever the images have.
     channels: Option<usize>,
@@ -100,8 +110,9 @@ impl Default for Parameters {
     }
 }
 
+/// The parameters after the check.
 #[derive(Debug, Serialize)]
-pub(crate) struct Checked {
+pub struct Checked {
     source: Source,
     per_class: Option<usize>,
     test_fraction: f64,
@@ -117,13 +128,7 @@ pub(crate) struct Checked {
 enum Source {
     Embedded,
     Parquet(#[serde(skip)] PathBuf),
-    Hub {
-        repo: String,
-        revision: String,
-        subset: Option<String>,
-        #[serde(skip)]
-        endpoint: Option<String>,
-    },
+    Hub(Place),
     CifarBinary(#[serde(skip)] PathBuf),
     Folder(#[serde(skip)] PathBuf),
 }
@@ -136,7 +141,7 @@ enum Normalise {
     Given(Normalisation),
 }
 
-impl Method for Load {
+impl<R: Readers> Method for Load<R> {
     const NAME: &'static str = "load";
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Loads labelled images from the program, a file, a folder or the Hugging Face hub";
@@ -153,28 +158,55 @@ impl Method for Load {
         let Parameters { per_class, test_fraction, resize, pad, channels, .. } = parameters;
         Rejected::unless(per_class != Some(0), "per_class", "`per_class` must be at least 1")?;
         Rejected::unless(test_fraction > 0.0 && test_fraction < 1.0, "test_fraction", "`test_fraction` must lie between 0 and 1")?;
-        Rejected::unless(resize.is_none_or(|size| !size.contains(&0)), "resize", "`resize` needs a positive height and width")?;
+        let fits = |size: [usize; 2]| size.iter().all(|side| (1..=MOST_SIDE).contains(side));
+        Rejected::unless(resize.is_none_or(fits), "resize", format!("`resize` needs a height and a width from 1 to {MOST_SIDE}"))?;
         Rejected::unless(matches!(channels, None | Some(1 | 3)), "channels", "`channels` must be 1 or 3")?;
         let pad = pad.unwrap_or(if parameters.source == SourceName::Embedded { 2 } else { 0 });
+        Rejected::unless(pad <= MOST_PADDING, "pad", format!("`pad` must be at most {MOST_PADDING}"))?;
         let normalise = normalise(&parameters)?;
         Ok(Checked { source: source(parameters)?, per_class, test_fraction, resize, pad, channels, normalise })
+    }
+
+    fn elsewhere(parameters: &Checked) -> Option<&'static str> {
+        R::ELSEWHERE.filter(|_| matches!(parameters.source, Source::Parquet(_) | Source::Hub(_)))
+    }
+
+    fn pin(parameters: &Checked) -> anyhow::Result<Map<String, Value>> {
+        let Source::Hub(place) = &parameters.source else { return Ok(Map::new()) };
+        if place.is_commit() {
+            return Ok(Map::new());
+        }
+        Ok(R::commit(place)?.map(|commit| ("revision".to_owned(), commit.into())).into_iter().collect())
     }
 
     fn externals(parameters: &Checked) -> anyhow::Result<Vec<External>> {
         match &parameters.source {
             Source::Embedded => Ok(Vec::new()),
-            Source::Parquet(path) => parquet::outside(path),
+            Source::Parquet(path) => R::parquet_files(path),
             Source::CifarBinary(path) => cifar_binary::outside(path),
             Source::Folder(path) => folder::outside(path),
-            Source::Hub { .. } => hub::outside(&parameters.source.place().expect("a hub")),
+            // What the revision stands for has taken its place, but where the hub would have to be asked for it.
+            Source::Hub(place) => {
+                let digest = place.is_commit().then(|| digest_bytes(format!("hub:{}@{}", place.repo, place.revision).as_bytes()));
+                Ok(vec![External { name: place.repo.clone(), digest }])
+            }
         }
     }
 
     fn run(parameters: &Checked, context: &mut Context) -> anyhow::Result<()> {
         context.progress().phase("read");
-        let contents = parameters.source.read()?;
+        let contents = match &parameters.source {
+            Source::Embedded => embedded::read(),
+            Source::Parquet(path) => R::read_parquet(path),
+            Source::CifarBinary(path) => cifar_binary::read(path),
+            Source::Folder(path) => folder::read(path),
+            Source::Hub(place) => R::read_hub(place),
+        }?;
+        contents.notes.iter().for_each(|note| context.progress().note(note));
         let streams = Streams::new(context.seed(), "data/load");
-        let (train, test) = load(contents, parameters, &streams)?;
+        let classes = class_names(&contents)?;
+        remarks(&contents, &classes).iter().for_each(|note| context.progress().note(note));
+        let (train, test) = load(contents, classes, parameters, &streams)?;
         context.write("train", &train)?;
         context.write("test", &test)
     }
@@ -187,12 +219,12 @@ fn source(parameters: Parameters) -> Result<Source, Rejected> {
         SourceName::Parquet => Source::Parquet(path()?),
         SourceName::CifarBinary => Source::CifarBinary(path()?),
         SourceName::Folder => Source::Folder(path()?),
-        SourceName::Hub => Source::Hub {
+        SourceName::Hub => Source::Hub(Place {
             repo: parameters.repo.ok_or_else(|| Rejected::parameter("repo", "`repo` must name a data set, such as `uoft-cs/cifar10`"))?,
             revision: parameters.revision,
             subset: parameters.subset,
             endpoint: parameters.endpoint,
-        },
+        }),
     })
 }
 
@@ -211,28 +243,10 @@ fn normalise(parameters: &Parameters) -> Result<Normalise, Rejected> {
     }
 }
 
-impl Source {
-    fn place(&self) -> Option<Place> {
-        let Self::Hub { repo, revision, subset, endpoint } = self else { return None };
-        Some(Place { repo: repo.clone(), revision: revision.clone(), subset: subset.clone(), endpoint: endpoint.clone() })
-    }
-
-    fn read(&self) -> anyhow::Result<Contents> {
-        match self {
-            Self::Embedded => embedded::read(),
-            Self::Parquet(path) => parquet::read(path),
-            Self::CifarBinary(path) => cifar_binary::read(path),
-            Self::Folder(path) => folder::read(path),
-            Self::Hub { .. } => hub::read(&self.place().expect("a hub")),
-        }
-    }
-}
-
 /// A sample of the source: its part, and its row there.
 type Position = (IdPart, usize);
 
-fn load(contents: Contents, parameters: &Checked, streams: &Streams) -> anyhow::Result<(Dataset, Dataset)> {
-    let classes = class_names(&contents)?;
+fn load(contents: Contents, classes: Vec<String>, parameters: &Checked, streams: &Streams) -> anyhow::Result<(Dataset, Dataset)> {
     let (train, test) = divide(&contents, parameters, streams);
     let train = limit(train, &contents, parameters.per_class, streams)?;
     let shape = Shape { channels: parameters.channels, resize: parameters.resize, pad: parameters.pad };
@@ -289,23 +303,47 @@ fn name(contents: &Contents, (of, row): Position) -> Option<String> {
     part(contents, of).names.as_ref().map(|names| names[row].clone())
 }
 
-/// The names of the classes, after every label was found to be in range.
+/// The names of the classes, after every label was found to be in range. Where the source names none, there can be no more than samples: a label that
+/// is an id of something else would ask for a network of any width.
 fn class_names(contents: &Contents) -> anyhow::Result<Vec<String>> {
     let parts = || std::iter::once(&contents.train).chain(&contents.test);
-    let largest = parts().flat_map(|part| &part.labels).copied().max().unwrap_or(0);
-    let names = contents.class_names.clone().unwrap_or_else(|| (0..=largest).map(|class| class.to_string()).collect());
+    let samples = contents.train.labels.len();
+    let most = contents.class_names.as_ref().map_or(samples, Vec::len);
     for part in parts() {
-        if let Some(row) = part.labels.iter().position(|&label| usize::try_from(label).map_or(true, |label| label >= names.len())) {
-            let message = format!(
-                "the label {} of the image {} is out of range: there are {} classes",
-                part.labels[row],
-                part.place(row),
-                names.len()
-            );
+        if let Some(row) = part.labels.iter().position(|&label| usize::try_from(label).map_or(true, |label| label >= most)) {
+            let known = match contents.class_names {
+                Some(_) => format!("there are {most} classes"),
+                None => format!("{samples} training images can't be of more than {samples} classes"),
+            };
+            let message = format!("the label {} of the image {} is out of range: {known}", part.labels[row], part.place(row));
             return Err(Failure::new(message, "labels count from 0; mend or leave out the sample").into());
         }
     }
-    Ok(names)
+    let largest = parts().flat_map(|part| &part.labels).copied().max().unwrap_or(0);
+    Ok(contents.class_names.clone().unwrap_or_else(|| (0..=largest).map(|class| class.to_string()).collect()))
+}
+
+/// What may be a mistake in the source: classes without a training image, and classes of the same name.
+fn remarks(contents: &Contents, classes: &[String]) -> Vec<String> {
+    let mut notes = Vec::new();
+    let present: BTreeSet<i64> = contents.train.labels.iter().copied().collect();
+    let absent: Vec<&str> = (0_i64..).zip(classes).filter(|(class, _)| !present.contains(class)).map(|(_, name)| name.as_str()).collect();
+    if !absent.is_empty() {
+        notes.push(format!("{} of {} classes have no training image: {}", absent.len(), classes.len(), some(&absent)));
+    }
+    let mut seen = BTreeSet::new();
+    let repeated: BTreeSet<&str> = classes.iter().map(String::as_str).filter(|name| !seen.insert(*name)).collect();
+    if !repeated.is_empty() {
+        notes.push(format!("several classes have the same name: {}", some(&repeated.into_iter().collect::<Vec<_>>())));
+    }
+    notes
+}
+
+/// The first few of many names.
+fn some(names: &[&str]) -> String {
+    const SHOWN: usize = 5;
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
+    format!("{}{}", shown.join(", "), if names.len() > SHOWN { ", ..." } else { "" })
 }
 
 /// All samples of the training and of the test set. Without a test part of its own, a share of each class of the source is set aside.
@@ -370,4 +408,95 @@ fn computed(images: &Array<u8>) -> Normalisation {
     });
     let (mean, std) = moments.unzip();
     Normalisation { mean, std }
+}
+
+#[cfg(test)]
+mod tests {
+    use dcu_artifact::{Producer, Provenance};
+
+    use super::*;
+    use crate::images::Cell;
+    use crate::readers::Without;
+
+    fn contents(labels: &[i64], class_names: Option<&[&str]>) -> Contents {
+        let train = Part {
+            cells: vec![Cell::Planes(vec![0], [1, 1, 1]); labels.len()],
+            labels: labels.to_vec(),
+            names: None,
+            files: vec![(0, "a.parquet".into())],
+        };
+        let class_names = class_names.map(|names| names.iter().map(ToString::to_string).collect());
+        Contents { name: "test".into(), train, test: None, class_names, normalisation: None, notes: Vec::new() }
+    }
+
+    #[test]
+    fn the_embedded_digits_have_the_content_that_results_were_accepted_for() {
+        let (contents, checked) = (embedded::read().unwrap(), Load::<Without>::check(Parameters::default()).unwrap());
+        let classes = class_names(&contents).unwrap();
+        let (train, test) = load(contents, classes, &checked, &Streams::new(0, "data/load")).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let producer = Producer { crate_name: "dcu-data".into(), method: "load".into(), version: 1 };
+        let provenance = Provenance { producer, parameters: Value::Null, seed: None, inputs: BTreeMap::new(), externals: BTreeMap::new() };
+        let digest = |set: &Dataset| dcu_artifact::write(&folder.path().join("set"), set, &provenance).unwrap().to_string();
+        assert_eq!(digest(&train), "3e9a3da3d3e93a2ba7235b5ff2c7932ef2bc45afc35e45c5d27811da973acc14");
+        assert_eq!(digest(&test), "7599dc65344176fce4ee3d2acf2a422ff40faa81f546b0cd071df5d0aa929c64");
+    }
+
+    #[test]
+    fn a_byte_that_is_no_class_of_cifar_10_is_refused_with_its_record() {
+        let folder = tempfile::tempdir().unwrap();
+        let record = |label: u8| [vec![label], vec![0; 3072]].concat();
+        std::fs::write(folder.path().join("data_batch_1.bin"), [record(9), record(0)].concat()).unwrap();
+        std::fs::write(folder.path().join("data_batch_2.bin"), [record(3), record(10)].concat()).unwrap();
+        let error = class_names(&cifar_binary::read(folder.path()).unwrap()).unwrap_err();
+        assert!(error.to_string().contains("the label 10 of the image in row 1 of `data_batch_2.bin` is out of range"), "{error}");
+    }
+
+    #[test]
+    fn labels_that_are_no_classes_are_refused() {
+        for label in [1 << 62, 3_000_000_000, 1_000_000, 4, -1] {
+            let error = class_names(&contents(&[0, 1, label, 0], None)).unwrap_err().to_string();
+            assert!(error.contains(&format!("the label {label} of the image in row 2 of `a.parquet` is out of range")), "{error}");
+        }
+        assert!(class_names(&contents(&[0, 1, 2], Some(&["a", "b"]))).unwrap_err().to_string().contains("there are 2 classes"));
+    }
+
+    #[test]
+    fn gaps_in_labels_and_names_that_come_twice_are_noted() {
+        let gap = contents(&[0, 3, 3, 0], None);
+        assert_eq!(remarks(&gap, &class_names(&gap).unwrap()), ["2 of 4 classes have no training image: `1`, `2`"]);
+        let twice = contents(&[0, 1, 2], Some(&["crane", "dog", "crane"]));
+        assert_eq!(remarks(&twice, &class_names(&twice).unwrap()), ["several classes have the same name: `crane`"]);
+        let sound = contents(&[0, 1], Some(&["a", "b"]));
+        assert_eq!(remarks(&sound, &class_names(&sound).unwrap()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn sizes_beyond_all_use_are_refused() {
+        let refused = |parameters: Parameters| Load::<Without>::check(parameters).unwrap_err().parameter.unwrap();
+        assert_eq!(refused(Parameters { pad: Some(1_000_000), ..Parameters::default() }), "pad");
+        assert_eq!(refused(Parameters { resize: Some([32, 1_000_000]), ..Parameters::default() }), "resize");
+    }
+
+    #[test]
+    fn parquet_and_the_hub_are_left_to_the_program_that_has_their_readers() {
+        let elsewhere = |parameters: Parameters| Load::<Without>::elsewhere(&Load::<Without>::check(parameters).unwrap());
+        assert_eq!(elsewhere(Parameters::default()), None);
+        assert_eq!(elsewhere(Parameters { source: SourceName::Parquet, path: Some("x".into()), ..Parameters::default() }), Some("tables"));
+        assert_eq!(elsewhere(Parameters { source: SourceName::Hub, repo: Some("a/b".into()), ..Parameters::default() }), Some("tables"));
+    }
+
+    #[test]
+    fn a_revision_is_no_part_of_the_parameters_but_its_commit_is_that_of_the_content() {
+        let checked = |revision: &str| {
+            let parameters =
+                Parameters { source: SourceName::Hub, repo: Some("a/b".into()), revision: revision.into(), ..Parameters::default() };
+            Load::<Without>::check(parameters).unwrap()
+        };
+        let (main, commit, other) = (checked("main"), checked(&"a".repeat(40)), checked(&"b".repeat(40)));
+        let json = |checked: &Checked| serde_json::to_value(checked).unwrap();
+        assert_eq!(json(&main), json(&commit));
+        let digest = |checked: &Checked| Load::<Without>::externals(checked).unwrap()[0].digest.clone();
+        assert!(digest(&main).is_none() && digest(&commit).is_some() && digest(&commit) != digest(&other));
+    }
 }

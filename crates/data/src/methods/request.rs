@@ -1,19 +1,22 @@
 //! `data/request`: what is to be forgotten. Nothing that is paid once depends on it.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use dcu_artifact::{Dataset, Holdout, Part, Request, RequestFacts, SampleId, digest_file};
 use dcu_nn::rng::Streams;
 use dcu_stage::{Context, External, Failure, Input, Method, Output, Rejected};
-use polars::prelude::{DataType, ParquetReader, SerReader};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::sources::missing;
+use crate::readers::{List, Readers};
+use crate::sources::Share;
 
-pub(crate) struct MakeRequest;
+/// The method, with the readers that its program has.
+#[derive(Debug)]
+pub struct MakeRequest<R>(PhantomData<R>);
 
 /// How the forget set is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -31,9 +34,10 @@ pub(crate) enum Scenario {
     Poisoned,
 }
 
+/// The parameters.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub(crate) struct Parameters {
+pub struct Parameters {
     /// How the forget set is chosen. Parameters of other scenarios are ignored.
     scenario: Scenario,
     /// The share to forget, for `random` and `partial`, rounded down.
@@ -61,12 +65,13 @@ pub(crate) enum Choice {
     Poisoned,
 }
 
+/// The parameters after the check.
 #[derive(Debug, Serialize)]
-pub(crate) struct Checked {
+pub struct Checked {
     scenario: Choice,
 }
 
-impl Method for MakeRequest {
+impl<R: Readers> Method for MakeRequest<R> {
     const NAME: &'static str = "request";
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Draws up a deletion request; with `previous`, on top of an earlier one";
@@ -104,11 +109,15 @@ impl Method for MakeRequest {
         Ok(Checked { scenario })
     }
 
+    fn elsewhere(parameters: &Checked) -> Option<&'static str> {
+        R::ELSEWHERE.filter(|_| matches!(&parameters.scenario, Choice::Ids(file) if is_parquet(file)))
+    }
+
+    /// The list is read here already, so that one that is wrong is refused before anything has run.
     fn externals(parameters: &Checked) -> anyhow::Result<Vec<External>> {
-        match &parameters.scenario {
-            Choice::Ids(file) => Ok(vec![External { name: "ids".into(), digest: digest_file(file)? }]),
-            _ => Ok(Vec::new()),
-        }
+        let Choice::Ids(file) = &parameters.scenario else { return Ok(Vec::new()) };
+        let digest = digest_file(file).map_err(anyhow::Error::from).and_then(|digest| named::<R>(file).map(|_| digest));
+        Ok(vec![External { name: "ids".into(), digest: Some(digest.map_err(|error| Rejected::because("file", &error))?) }])
     }
 
     fn run(parameters: &Checked, context: &mut Context) -> anyhow::Result<()> {
@@ -116,7 +125,7 @@ impl Method for MakeRequest {
         let holdout: Option<Holdout> = context.read_optional("holdout")?;
         let previous: Option<Request> = context.read_optional("previous")?;
         let streams = Streams::new(context.seed(), "data/request");
-        let request = draw_up(&parameters.scenario, &dataset, holdout.as_ref(), previous.as_ref(), &streams)?;
+        let request = draw_up::<R>(&parameters.scenario, &dataset, holdout.as_ref(), previous.as_ref(), &streams)?;
         let kind = match request.facts.cumulative {
             true => format!("on top of {} forgotten earlier", request.earlier.len()),
             false => "an independent what-if".into(),
@@ -126,7 +135,7 @@ impl Method for MakeRequest {
     }
 }
 
-fn draw_up(
+fn draw_up<R: Readers>(
     choice: &Choice,
     dataset: &Dataset,
     holdout: Option<&Holdout>,
@@ -135,7 +144,7 @@ fn draw_up(
 ) -> anyhow::Result<Request> {
     let earlier: HashSet<u64> = previous.into_iter().flat_map(|request| request.forget.iter().chain(&request.earlier)).copied().collect();
     let left: Vec<usize> = (0..dataset.len()).filter(|&row| !earlier.contains(&dataset.ids[row])).collect();
-    let forget = chosen(choice, dataset, holdout, &left, &earlier, streams)?;
+    let forget = chosen::<R>(choice, dataset, holdout, &left, &earlier, streams)?;
     let remedy = "choose another scenario, ratio, class or file";
     if forget.is_empty() {
         return Err(Failure::new(format!("the forget set is empty: {}", choice.describe()), remedy).into());
@@ -180,7 +189,7 @@ impl Choice {
 }
 
 /// The rows to forget, among those that are left.
-fn chosen(
+fn chosen<R: Readers>(
     choice: &Choice,
     dataset: &Dataset,
     holdout: Option<&Holdout>,
@@ -214,23 +223,61 @@ fn chosen(
             };
             left.iter().copied().filter(|&row| dataset.labels[row] != original[row]).collect()
         }
-        Choice::Ids(file) => from_file(file, dataset, holdout, earlier)?,
+        Choice::Ids(file) => from_file::<R>(file, dataset, holdout, earlier)?,
     })
 }
 
-/// What a file of ids names.
+/// What a file names: ids that are well-formed, or paths; nothing twice.
 enum Named {
-    Ids(Vec<String>),
+    Ids(Vec<u64>),
     Paths(Vec<String>),
 }
 
-fn from_file(file: &Path, dataset: &Dataset, holdout: Option<&Holdout>, earlier: &HashSet<u64>) -> anyhow::Result<BTreeSet<usize>> {
-    let ids: Vec<u64> = match read_names(file)? {
-        Named::Ids(texts) => texts
-            .iter()
-            .map(|text| text.parse::<SampleId>().map(|id| id.0))
-            .collect::<Result<_, String>>()
-            .map_err(|reason| Failure::new(format!("`{}`: {reason}", file.display()), "write one id a line under the heading `id`"))?,
+fn is_parquet(file: &Path) -> bool {
+    file.extension().is_some_and(|extension| extension == "parquet")
+}
+
+/// Reads and checks a file, as far as this can be done without the dataset.
+fn named<R: Readers>(file: &Path) -> anyhow::Result<Named> {
+    let list = if is_parquet(file) { R::read_list(file)? } else { read_csv(file)? };
+    let (List::Ids(texts) | List::Paths(texts)) = &list;
+    if texts.is_empty() {
+        return Err(Failure::new(format!("`{}` names no sample", file.display()), "write one a line below the heading").into());
+    }
+    let twice = |text: &str| Failure::new(format!("`{}` names `{text}` twice", file.display()), "name each sample once");
+    match list {
+        List::Paths(paths) => {
+            let mut seen = HashSet::new();
+            if let Some(path) = paths.iter().find(|path| !seen.insert(tidy(path))) {
+                return Err(twice(path).into());
+            }
+            Ok(Named::Paths(paths))
+        }
+        List::Ids(texts) => {
+            let mut seen = HashSet::new();
+            let mut ids = Vec::with_capacity(texts.len());
+            for text in &texts {
+                let id = text.parse::<SampleId>().map_err(|reason| {
+                    Failure::new(format!("`{}`: {reason}", file.display()), "write one id a line under the heading `id`")
+                })?;
+                if !seen.insert(id.0) {
+                    return Err(twice(text).into());
+                }
+                ids.push(id.0);
+            }
+            Ok(Named::Ids(ids))
+        }
+    }
+}
+
+fn from_file<R: Readers>(
+    file: &Path,
+    dataset: &Dataset,
+    holdout: Option<&Holdout>,
+    earlier: &HashSet<u64>,
+) -> anyhow::Result<BTreeSet<usize>> {
+    let ids: Vec<u64> = match named::<R>(file)? {
+        Named::Ids(ids) => ids,
         Named::Paths(paths) => by_path(file, &paths, dataset)?,
     };
     let held: HashSet<u64> = holdout
@@ -259,10 +306,41 @@ fn by_path(file: &Path, paths: &[String], dataset: &Dataset) -> anyhow::Result<V
         let remedy = "name the samples by `id` instead";
         return Err(Failure::new(format!("`{}` names paths, but the samples of this source have none", file.display()), remedy).into());
     };
-    let known: HashMap<&str, u64> = names.iter().map(String::as_str).zip(dataset.ids.iter().copied()).collect();
-    let unknown: Vec<String> = paths.iter().filter(|path| !known.contains_key(path.as_str())).map(|path| format!("`{path}`")).collect();
+    let exact: HashMap<String, u64> = names.iter().map(|name| tidy(name)).zip(dataset.ids.iter().copied()).collect();
+    // The same path may be told from the folder of the source, or from its folder of training images.
+    let mut loose: HashMap<&str, Vec<u64>> = HashMap::new();
+    exact.iter().for_each(|(name, id)| loose.entry(below_train(name)).or_default().push(*id));
+    let (mut ids, mut unknown) = (Vec::with_capacity(paths.len()), Vec::new());
+    for path in paths {
+        let tidied = tidy(path);
+        let found = exact.get(&tidied).map(std::slice::from_ref).or_else(|| loose.get(below_train(&tidied)).map(Vec::as_slice));
+        match found {
+            Some([id]) => ids.push(*id),
+            Some(several) => {
+                let message = format!("`{}` names `{path}`, which fits {} samples", file.display(), several.len());
+                return Err(Failure::new(message, "write the path as the source has it, from its folder on").into());
+            }
+            None => unknown.push(format!("`{path}`")),
+        }
+    }
     refuse_unknown(file, &unknown, "path")?;
-    Ok(paths.iter().map(|path| known[path.as_str()]).collect())
+    let mut seen = HashSet::new();
+    if let Some(index) = ids.iter().position(|id| !seen.insert(*id)) {
+        let message = format!("`{}` names the sample of `{}` twice", file.display(), paths[index]);
+        return Err(Failure::new(message, "name each sample once").into());
+    }
+    Ok(ids)
+}
+
+/// A relative path without what says nothing.
+fn tidy(path: &str) -> String {
+    path.replace('\\', "/").split('/').filter(|part| !part.is_empty() && *part != ".").collect::<Vec<_>>().join("/")
+}
+
+/// A path from the folder of training images on.
+fn below_train(path: &str) -> &str {
+    let is_train = |folder: &str| Share::of_name(folder) == Some(Share::Train) && folder.chars().all(char::is_alphabetic);
+    path.split_once('/').filter(|(folder, _)| is_train(folder)).map_or(path, |(_, rest)| rest)
 }
 
 fn refuse_unknown(file: &Path, unknown: &[String], what: &str) -> anyhow::Result<()> {
@@ -275,29 +353,22 @@ fn refuse_unknown(file: &Path, unknown: &[String], what: &str) -> anyhow::Result
     Err(Failure::new(message, "name samples of the training set; with `per_class` only those that were drawn are in it").into())
 }
 
-fn read_names(file: &Path) -> anyhow::Result<Named> {
-    let no_column =
-        || Failure::new(format!("`{}` has neither a column `id` nor a column `path`", file.display()), "give it a heading: `id` or `path`");
-    if file.extension().is_some_and(|extension| extension == "parquet") {
-        let opened = std::fs::File::open(file).map_err(|error| missing(file, &error))?;
-        let frame = ParquetReader::new(opened).finish().with_context(|| format!("`{}` is no parquet file", file.display()))?;
-        let column = frame.column("id").or_else(|_| frame.column("path")).map_err(|_| no_column())?;
-        let texts = column.cast(&DataType::String)?;
-        let texts = texts.str()?.iter().flatten().map(str::to_owned).collect();
-        return Ok(if column.name() == "id" { Named::Ids(texts) } else { Named::Paths(texts) });
-    }
+fn read_csv(file: &Path) -> anyhow::Result<List> {
     let mut reader =
         csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(file).with_context(|| format!("cannot read `{}`", file.display()))?;
     let headings = reader.headers().with_context(|| format!("`{}` is no CSV file", file.display()))?.clone();
     let find = |name: &str| headings.iter().position(|heading| heading == name);
     let (column, is_id) =
-        find("id").map(|column| (column, true)).or_else(|| find("path").map(|column| (column, false))).ok_or_else(no_column)?;
+        find("id").map(|column| (column, true)).or_else(|| find("path").map(|column| (column, false))).ok_or_else(|| {
+            let message = format!("`{}` has neither a column `id` nor a column `path`", file.display());
+            Failure::new(message, "give it a heading: `id` or `path`")
+        })?;
     let texts = reader
         .records()
         .map(|record| Ok(record?.get(column).unwrap_or_default().to_owned()))
         .collect::<Result<Vec<String>, csv::Error>>()
         .with_context(|| format!("`{}` is no CSV file", file.display()))?;
-    Ok(if is_id { Named::Ids(texts) } else { Named::Paths(texts) })
+    Ok(if is_id { List::Ids(texts) } else { List::Paths(texts) })
 }
 
 #[cfg(test)]
@@ -306,13 +377,14 @@ mod tests {
 
     use super::*;
     use crate::methods::fixtures::dataset;
+    use crate::readers::Without;
 
     fn streams() -> Streams {
         Streams::new(1, "test")
     }
 
     fn request(choice: &Choice, previous: Option<&Request>) -> anyhow::Result<Request> {
-        draw_up(choice, &dataset(&[0, 0, 0, 0, 1, 1, 1, 1, 2, 2]), None, previous, &streams())
+        draw_up::<Without>(choice, &dataset(&[0, 0, 0, 0, 1, 1, 1, 1, 2, 2]), None, previous, &streams())
     }
 
     fn ids_file(text: &str) -> tempfile::NamedTempFile {
@@ -350,7 +422,7 @@ mod tests {
         assert!(message(Choice::Class { classes: vec![0, 1, 2] }).contains("everything"));
         assert!(message(Choice::Class { classes: vec![3] }).contains("out of range"));
         assert!(message(Choice::Poisoned).contains("no label was swapped"));
-        let rejected = |ratio: f64| MakeRequest::check(Parameters { ratio, ..Parameters::default() }).unwrap_err();
+        let rejected = |ratio: f64| MakeRequest::<Without>::check(Parameters { ratio, ..Parameters::default() }).unwrap_err();
         assert!(rejected(0.0).message.contains("empty") && rejected(1.0).message.contains("everything"));
     }
 
@@ -362,7 +434,7 @@ mod tests {
         named.facts.names = Some(["a/1.png", "a/2.png", "b/1.png"].map(str::to_owned).to_vec());
         let file = ids_file("path\nb/1.png\n");
         let choice = Choice::Ids(file.path().into());
-        assert_eq!(draw_up(&choice, &named, None, None, &streams()).unwrap().forget, vec![2]);
+        assert_eq!(draw_up::<Without>(&choice, &named, None, None, &streams()).unwrap().forget, vec![2]);
     }
 
     #[test]
@@ -372,12 +444,65 @@ mod tests {
             let holdout =
                 Holdout { train: (0..10).collect(), remembrance: vec![SampleId::new(Part::Test, 5).0], validation: vec![], test: vec![] };
             let set = dataset(&[0, 0, 0, 0, 1, 1, 1, 1, 2, 2]);
-            draw_up(&Choice::Ids(file.path().into()), &set, Some(&holdout), None, &streams()).unwrap_err().to_string()
+            draw_up::<Without>(&Choice::Ids(file.path().into()), &set, Some(&holdout), None, &streams()).unwrap_err().to_string()
         };
         assert!(message("id\ntrain:99\n").contains("`train:99`"));
         assert!(message("id\ntest:5\n").contains("test:5 is held out"));
         assert!(message("id\nnonsense\n").contains("`nonsense` is no sample id"));
         assert!(message("name\n3\n").contains("neither a column `id`"));
         assert!(message("path\na.png\n").contains("have none"));
+        assert!(message("id\ntrain:3\n3\n").contains("names `3` twice"));
+    }
+
+    #[test]
+    fn a_path_may_start_at_the_source_or_at_its_training_folder() {
+        let of = |names: &[&str], text: &str| {
+            let mut set = dataset(&vec![0; names.len()]);
+            set.facts.names = Some(names.iter().map(ToString::to_string).collect());
+            let file = ids_file(&format!("path\n{text}\n"));
+            draw_up::<Without>(&Choice::Ids(file.path().into()), &set, None, None, &streams()).map(|request| request.forget)
+        };
+        for text in ["train/3/0003.png", "./train/3/0003.png", "3/0003.png", "./3//0003.png", "train\\3\\0003.png"] {
+            assert_eq!(of(&["train/3/0002.png", "train/3/0003.png"], text).unwrap(), [1], "{text}");
+            assert_eq!(of(&["3/0002.png", "3/0003.png"], text).unwrap(), [1], "{text}");
+            assert_eq!(of(&["Train/3/0002.png", "Train/3/0003.png"], text).unwrap(), [1], "{text}");
+        }
+        assert!(of(&["train/3/1.png", "training/3/1.png", "x/2.png"], "3/1.png").unwrap_err().to_string().contains("fits 2 samples"));
+        assert_eq!(of(&["train/3/1.png", "3/1.png", "x/2.png"], "3/1.png").unwrap(), [1]);
+        assert!(of(&["a/1.png", "a/2.png"], "test/a/1.png").unwrap_err().to_string().contains("unknown path"));
+        assert!(of(&["train/a/1.png", "a/2.png"], "a/1.png\ntrain/a/1.png").unwrap_err().to_string().contains("twice"));
+    }
+
+    #[test]
+    fn a_list_is_checked_before_anything_runs() {
+        let externals = |text: &str| {
+            let file = ids_file(text);
+            let parameters = Parameters { scenario: Scenario::Ids, file: Some(file.path().into()), ..Parameters::default() };
+            MakeRequest::<Without>::externals(&MakeRequest::<Without>::check(parameters).unwrap())
+        };
+        assert_eq!(externals("id\n3\n").unwrap().len(), 1);
+        for (text, part) in [
+            ("name\n3\n", "neither a column `id`"),
+            ("id\nnonsense\n", "`nonsense` is no sample id"),
+            ("id\n3\ntrain:3\n", "names `train:3` twice"),
+            ("id\n", "names no sample"),
+        ] {
+            let error = externals(text).unwrap_err();
+            let rejected = error.downcast_ref::<Rejected>().expect("a parameter is to blame");
+            assert!(rejected.message.contains(part) && rejected.remedy.is_some(), "{rejected:?}");
+            assert_eq!(rejected.parameter.as_deref(), Some("file"));
+        }
+    }
+
+    #[test]
+    fn a_list_as_csv_may_come_from_a_spreadsheet() {
+        let file = ids_file("\u{feff}id,note\r\n\"train:3\",\"a, b\"\r\n");
+        assert_eq!(request(&Choice::Ids(file.path().into()), None).unwrap().forget, vec![3]);
+    }
+
+    #[test]
+    fn a_list_in_parquet_is_left_to_the_program_that_reads_it() {
+        let parameters = Parameters { scenario: Scenario::Ids, file: Some("ids.parquet".into()), ..Parameters::default() };
+        assert_eq!(MakeRequest::<Without>::elsewhere(&MakeRequest::<Without>::check(parameters).unwrap()), Some("tables"));
     }
 }

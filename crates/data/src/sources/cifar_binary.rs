@@ -40,6 +40,7 @@ pub(crate) fn read(folder: &Path) -> anyhow::Result<Contents> {
         test: if test.is_empty() { None } else { Some(read_part(&test)?) },
         class_names: Some(CIFAR10_CLASSES.map(str::to_owned).to_vec()),
         normalisation: Some(cifar10_normalisation()),
+        notes: Vec::new(),
     })
 }
 
