@@ -21,6 +21,12 @@ impl TextTable {
         lines.join("\n") + "\n"
     }
 
+    /// Comma-separated values as RFC 4180 has them, lines ending in a newline alone.
+    pub(crate) fn to_csv(&self) -> String {
+        let line = |row: &Vec<String>| row.iter().map(|cell| quoted(cell)).collect::<Vec<_>>().join(",") + "\n";
+        std::iter::once(&self.heading).chain(&self.rows).map(line).collect()
+    }
+
     fn lines(&self, separator: &str, start: &str, end: &str) -> String {
         let all = || std::iter::once(&self.heading).chain(&self.rows);
         let widths: Vec<usize> =
@@ -37,6 +43,11 @@ impl TextTable {
         }
         text
     }
+}
+
+/// A cell of a CSV file, in quotes where it needs them.
+fn quoted(cell: &str) -> String {
+    if cell.contains([',', '"', '\n', '\r']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
 }
 
 /// Characters in a line of running text on a terminal.
@@ -74,6 +85,8 @@ mod tests {
     fn columns_are_aligned() {
         let table = TextTable { heading: vec!["a".into(), "value".into()], rows: vec![vec!["long ±".into(), "1".into()]] };
         assert_eq!(table.to_text(), "a       value\nlong ±      1\n");
+        assert_eq!(table.to_csv(), "a,value\nlong ±,1\n");
+        assert_eq!(quoted("a, \"b\""), "\"a, \"\"b\"\"\"");
         assert_eq!(table.to_markdown(), "| a      | value |\n| --- | --: |\n| long ± |     1 |\n");
     }
 }

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Context as _;
 use dcu_artifact::{Digest, Metrics};
 use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
-use polars::prelude::{Column, CsvWriter, DataFrame, SerWriter};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -60,7 +59,7 @@ impl Method for Table {
         let report = Report::new(&lineage, &metrics)?;
         context.write_file("table", "file/txt", report.text().as_bytes())?;
         context.write_file("markdown", "file/md", report.markdown().as_bytes())?;
-        context.write_file("csv", "file/csv", &report.csv()?)?;
+        context.write_file("csv", "file/csv", report.csv().as_bytes())?;
         context.write_file("json", "file/json", format!("{:#}\n", report.json()).as_bytes())
     }
 }
@@ -219,32 +218,34 @@ impl<'a> Report<'a> {
         format!("# {}\n\n{}\n{}\n", self.lineage.pipeline, self.text_table().to_markdown(), notes.join("\n"))
     }
 
-    /// One line a method, numbers only.
-    fn csv(&self) -> anyhow::Result<Vec<u8>> {
-        let rows = self.rows();
-        let numbers = |pick: &dyn Fn(&Row<'_>) -> Option<f64>| rows.iter().map(pick).collect::<Vec<Option<f64>>>();
-        let mut columns = vec![
-            Column::new("method".into(), rows.iter().map(|row| row.method).collect::<Vec<_>>()),
-            Column::new("seeds".into(), rows.iter().map(|row| row.runs.len() as u32).collect::<Vec<_>>()),
-        ];
-        for (score, _) in SCORES {
-            columns.push(Column::new(score.into(), numbers(&|row| Some(row.scores.get(score)?.mean))));
-            columns.push(Column::new(format!("{score}_low").into(), numbers(&|row| Some(row.scores.get(score)?.interval?.0))));
-            columns.push(Column::new(format!("{score}_high").into(), numbers(&|row| Some(row.scores.get(score)?.interval?.1))));
-        }
-        columns.push(Column::new("distance_to_retraining".into(), numbers(&|row| Some(row.distance?.mean))));
-        for (name, pick) in PHASES {
-            columns.push(Column::new(name.into(), numbers(&|row| Some(pick(row.phases)))));
-        }
-        let break_even = |row: &Row<'_>| match row.break_even? {
-            BreakEven::Requests(requests) => Some(requests),
-            BreakEven::Never => Some(f64::INFINITY),
-        };
-        columns.push(Column::new("break_even_requests".into(), numbers(&break_even)));
-        let mut frame = DataFrame::new(rows.len(), columns)?;
-        let mut bytes = Vec::new();
-        CsvWriter::new(&mut bytes).finish(&mut frame)?;
-        Ok(bytes)
+    /// One line a method, numbers only; a missing one is empty.
+    fn csv(&self) -> String {
+        let number = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:?}"));
+        let mut heading = vec!["method".to_owned(), "seeds".to_owned()];
+        heading.extend(SCORES.iter().flat_map(|(score, _)| [(*score).to_owned(), format!("{score}_low"), format!("{score}_high")]));
+        heading.push("distance_to_retraining".to_owned());
+        heading.extend(PHASES.map(|(name, _)| name.to_owned()));
+        heading.push("break_even_requests".to_owned());
+        let rows = self.rows().into_iter().map(|row| {
+            let mut cells = vec![row.method.to_owned(), row.runs.len().to_string()];
+            for (score, _) in SCORES {
+                let estimate = row.scores.get(score);
+                let interval = estimate.and_then(|estimate| estimate.interval);
+                cells.extend([
+                    number(estimate.map(|estimate| estimate.mean)),
+                    number(interval.map(|(low, _)| low)),
+                    number(interval.map(|(_, high)| high)),
+                ]);
+            }
+            cells.push(number(row.distance.map(|distance| distance.mean)));
+            cells.extend(PHASES.map(|(_, pick)| number(Some(pick(row.phases)))));
+            cells.push(number(row.break_even.map(|requests| match requests {
+                BreakEven::Requests(requests) => requests,
+                BreakEven::Never => f64::INFINITY,
+            })));
+            cells
+        });
+        TextTable { heading, rows: rows.collect() }.to_csv()
     }
 
     fn json(&self) -> Value {
