@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -11,7 +12,15 @@ use serde_json::{Value, json};
 
 use crate::context::{Arguments, Context};
 use crate::progress::{Progress, Style};
-use crate::{Entry, Rejected};
+use crate::{Entry, Input, Rejected};
+
+static LOOKING: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process only tells what is known on this machine: no network is asked.
+#[must_use]
+pub fn is_looking() -> bool {
+    LOOKING.load(Ordering::Relaxed)
+}
 
 /// Runs the binary of a stage crate.
 #[must_use]
@@ -22,7 +31,10 @@ pub fn main(crate_name: &'static str, methods: &[Entry]) -> ExitCode {
     let style = arguments.try_get_one::<Style>("progress").ok().flatten().copied().unwrap_or(Style::Text);
     let result = match name {
         "describe" => describe(crate_name, methods),
-        "check" => check(methods),
+        "check" => {
+            LOOKING.store(arguments.get_flag("look"), Ordering::Relaxed);
+            check(methods)
+        }
         method => run(crate_name, methods.iter().find(|entry| entry.name == method).expect("clap knows the names"), arguments),
     };
     match result {
@@ -40,7 +52,8 @@ pub fn main(crate_name: &'static str, methods: &[Entry]) -> ExitCode {
 fn command_line(crate_name: &'static str, methods: &[Entry]) -> Command {
     let json = Arg::new("json").long("json").action(ArgAction::SetTrue).help("JSON, which is also the default");
     let describe = Command::new("describe").about("What methods there are, their parameters, inputs and outputs").arg(json);
-    let check = Command::new("check").about("Checks an array of {method, parameters} from stdin");
+    let look = Arg::new("look").long("look").action(ArgAction::SetTrue).help("Answer from this machine alone: no network is asked");
+    let check = Command::new("check").about("Checks an array of {method, parameters} from stdin").arg(look);
     methods.iter().fold(
         Command::new(crate_name).version(env!("CARGO_PKG_VERSION")).subcommand_required(true).subcommand(describe).subcommand(check),
         |command, entry| command.subcommand(method_command(entry)),
@@ -48,11 +61,7 @@ fn command_line(crate_name: &'static str, methods: &[Entry]) -> Command {
 }
 
 fn method_command(entry: &Entry) -> Command {
-    let inputs: Vec<String> = entry
-        .inputs
-        .iter()
-        .map(|input| format!("  {} ({}{})", input.name, input.schema, if input.optional { ", optional" } else { "" }))
-        .collect();
+    let inputs: Vec<String> = entry.inputs.iter().map(|input| format!("  {} ({}{})", input.name, input.schema, note_on(input))).collect();
     let outputs: Vec<String> = entry.outputs.iter().map(|output| format!("  {} ({})", output.name, output.schema)).collect();
     Command::new(entry.name)
         .about(entry.summary)
@@ -85,6 +94,14 @@ fn method_command(entry: &Entry) -> Command {
                 .help("How to show progress on stderr"),
         )
         .arg(path("timings", "FILE", "The runner's timings, for reports"))
+}
+
+fn note_on(input: &Input) -> &'static str {
+    match (input.unused, input.optional) {
+        (true, _) => ", accepted but not read",
+        (false, true) => ", optional",
+        (false, false) => "",
+    }
 }
 
 fn path(name: &'static str, value: &'static str, help: &'static str) -> Arg {

@@ -63,8 +63,8 @@ impl Context {
         }
     }
 
-    /// Checks the given inputs and outputs against the declaration, before anything runs.
-    pub(crate) fn check(&self, inputs: &[Input], outputs: &[Output], uses_seed: bool) -> anyhow::Result<()> {
+    /// Checks the given inputs and outputs against the declaration, before anything runs, and puts aside the inputs that are not read.
+    pub(crate) fn check(&mut self, inputs: &[Input], outputs: &[Output], uses_seed: bool) -> anyhow::Result<()> {
         for input in inputs {
             let count = self.inputs.get(input.name).map_or(0, Vec::len);
             ensure!(input.optional || count > 0, "the input `{0}` is missing; give `--in {0}=PATH`", input.name);
@@ -82,19 +82,41 @@ impl Context {
             ensure!(outputs.iter().any(|output| output.name == name), "there is no output `{name}`; the outputs are `{}`", known());
         }
         ensure!(!uses_seed || self.seed.is_some(), "this method uses the seed; give `--seed N`");
+        self.inputs.retain(|name, _| !inputs.iter().any(|input| input.name == name && input.unused));
         Ok(())
     }
 
-    pub(crate) fn set_provenance(&mut self, method: &str, version: u32, uses_seed: bool, parameters: Value, externals: &[External]) {
+    pub(crate) fn set_provenance(
+        &mut self,
+        method: &str,
+        version: u32,
+        uses_seed: bool,
+        parameters: Value,
+        externals: &[External],
+    ) -> anyhow::Result<()> {
         let producer = Producer { crate_name: self.crate_name.to_owned(), method: method.to_owned(), version };
         let digests = |paths: &Vec<PathBuf>| paths.iter().filter_map(|path| Header::read(path).ok()).map(|header| header.digest).collect();
+        let digest_of = |external: &External| {
+            let digest = external.digest.clone().with_context(|| format!("the content of `{}` is not known", external.name))?;
+            Ok((external.name.clone(), digest))
+        };
         self.provenance = Some(Provenance {
             producer,
             parameters,
             seed: self.seed.filter(|_| uses_seed),
             inputs: self.inputs.iter().map(|(name, paths)| (name.clone(), digests(paths))).collect(),
-            externals: externals.iter().map(|external| (external.name.clone(), external.digest.clone())).collect(),
+            externals: externals.iter().map(digest_of).collect::<anyhow::Result<_>>()?,
         });
+        Ok(())
+    }
+
+    /// Takes back what was written, where it turns out that it must not be used.
+    pub(crate) fn discard(&self) {
+        for name in self.written.keys() {
+            if let Some(path) = self.outputs.get(name) {
+                std::fs::remove_file(path).ok();
+            }
+        }
     }
 
     /// The seed of this run.

@@ -8,12 +8,20 @@ pub struct Rejected {
     pub parameter: Option<String>,
     /// What is wrong, and what would be right.
     pub message: String,
+    /// What the user can do, where the message does not say it.
+    pub remedy: Option<String>,
 }
 
 impl Rejected {
     /// Blames `parameter`.
     pub fn parameter(parameter: &str, message: impl Into<String>) -> Self {
-        Self { parameter: Some(parameter.to_owned()), message: message.into() }
+        Self { parameter: Some(parameter.to_owned()), message: message.into(), remedy: None }
+    }
+
+    /// Blames `parameter` for an error that using it met.
+    #[must_use]
+    pub fn because(parameter: &str, error: &anyhow::Error) -> Self {
+        Self { parameter: Some(parameter.to_owned()), message: format!("{error:#}"), remedy: remedy_of(error) }
     }
 
     /// Refuses unless `fits`.
@@ -46,6 +54,7 @@ impl Failure {
 pub(crate) fn remedy_of(error: &anyhow::Error) -> Option<String> {
     error.chain().rev().find_map(|cause| {
         let failure = cause.downcast_ref::<Failure>().map(|failure| failure.remedy.clone());
+        let failure = failure.or_else(|| cause.downcast_ref::<Rejected>()?.remedy.clone());
         failure.or_else(|| cause.downcast_ref::<dcu_artifact::Error>().map(dcu_artifact::Error::remedy))
     })
 }

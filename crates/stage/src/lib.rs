@@ -20,7 +20,7 @@ mod method;
 mod progress;
 
 pub use checkpoint::{Checkpoints, Snapshot};
-pub use command::main;
+pub use command::{is_looking, main};
 pub use context::Context;
 pub use failure::{Failure, Rejected};
 pub use memory::keep_freed_memory;
