@@ -106,7 +106,7 @@ impl Method for MakeRequest {
 
     fn externals(parameters: &Checked) -> anyhow::Result<Vec<External>> {
         match &parameters.scenario {
-            Choice::Ids(file) => Ok(vec![External { name: "ids".into(), digest: digest_file(file)? }]),
+            Choice::Ids(file) => Ok(vec![External { name: "ids".into(), digest: Some(digest_file(file)?) }]),
             _ => Ok(Vec::new()),
         }
     }

@@ -30,7 +30,7 @@ pub(crate) fn outside(place: &Place) -> anyhow::Result<Vec<External>> {
         true => cached_commit(place)?,
         false => current_commit(place).or_else(|error| cached_commit(place).map_err(|_| error))?,
     };
-    Ok(vec![External { name: place.repo.clone(), digest: digest_bytes(format!("hub:{}@{commit}", place.repo).as_bytes()) }])
+    Ok(vec![External { name: place.repo.clone(), digest: Some(digest_bytes(format!("hub:{}@{commit}", place.repo).as_bytes())) }])
 }
 
 /// Downloads what is not cached, and reads it.

@@ -72,7 +72,7 @@ pub(crate) fn externals(root: &Path, files: &[PathBuf]) -> anyhow::Result<Vec<Ex
             let name = file.strip_prefix(root).ok().filter(|rest| !rest.as_os_str().is_empty());
             let name = name.or_else(|| file.file_name().map(Path::new)).unwrap_or(file).to_string_lossy().replace('\\', "/");
             let digest: Digest = digest_file(file)?;
-            Ok(External { name, digest })
+            Ok(External { name, digest: Some(digest) })
         })
         .collect()
 }
