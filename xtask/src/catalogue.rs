@@ -32,6 +32,9 @@ pub(crate) struct Input {
     pub(crate) schema: String,
     pub(crate) optional: bool,
     pub(crate) many: bool,
+    /// Accepted, but not read: such a wire is checked and left away.
+    #[serde(default)]
+    pub(crate) unused: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -456,7 +456,9 @@ impl Expansion<'_> {
                 };
                 sources.extend(self.link(link, point, declared.map(|declared| declared.schema.as_str()), &way).unwrap_or_default());
             }
-            wired.push(Wired { input: input.clone(), many, sources });
+            if !declared.is_some_and(|declared| declared.unused) {
+                wired.push(Wired { input: input.clone(), many, sources });
+            }
         }
         (self.problems.len() == found).then_some(wired)
     }
