@@ -12,9 +12,7 @@ fn read<P: Payload>(path: &Path) -> P {
 
 /// A small CNN, whose buffers could move, instead of the MLP.
 fn small_cnn() -> String {
-    SMALL
-        .replace("model: mlp, widths: [16, 8]", "model: cnn, widths: [4, 4, 8, 8], hidden: 16")
-        .replace("overture: 2", "overture: 2, final_rest: 0.5")
+    SMALL.replace("model: mlp, widths: [16, 8]", "model: cnn, widths: [4, 4, 8, 8], hidden: 16")
 }
 
 #[test]
@@ -185,4 +183,62 @@ fn a_deletion_request_names_samples_and_adds_to_an_earlier_one() {
         assert!(members[bucket as usize].iter().all(|&row| !gone.contains(&buckets.ids[row])), "an earlier forgotten sample came back");
     }
     assert!(reduced.real_ids.iter().all(|id| !gone.contains(id)));
+
+    // What was forgotten earlier is scored as well.
+    let rows = project.metrics(&settings);
+    assert!(rows.iter().all(|row| row["earlier_accuracy"].is_f64() && row["forget_accuracy"].is_f64()), "{rows:?}");
+}
+
+#[test]
+fn a_class_that_goes_by_its_ids_is_counted_apart_like_one_that_goes_by_name() {
+    let project = Project::new(SMALL);
+    let by_name = ["--set", "request.scenario=class", "--set", "request.classes=[3]"];
+    project.xtask("run", &by_name).success();
+    let drawn: Dataset = read(&project.artifact("data.train", &by_name));
+    let ids = (0..drawn.len()).filter(|&row| drawn.labels[row] == 3).map(|row| format!("{}\n", dcu_artifact::SampleId(drawn.ids[row])));
+    let file = project.path("class.csv");
+    std::fs::write(&file, format!("id\n{}", ids.collect::<String>())).unwrap();
+    let by_ids = ["--set", "request.scenario=ids", "--set", &format!("request.file={}", file.display())];
+    let run = project.xtask("run", &by_ids).success();
+    assert!(run.stdout.contains("test forgotten %"), "{}", run.stdout);
+    let (named, listed) = (project.metrics(&by_name), project.metrics(&by_ids));
+    for name in ["forget_accuracy", "test_accuracy", "test_forgotten_accuracy"] {
+        let score = |rows: &[serde_json::Value]| row(rows, "retrain")[name].as_f64().unwrap_or_else(|| panic!("no {name}"));
+        assert_eq!(score(&named), score(&listed), "{name}");
+    }
+}
+
+#[test]
+fn one_setting_swaps_the_unlearning_method_and_what_it_does_not_read_costs_nothing() {
+    let project = Project::new(&SMALL.replace("    with: { overture: 2 }\n", ""));
+    project.xtask("run", &[]).success();
+    for method in ["finetune", "retrain"] {
+        let setting = ["--set", &format!("modular.uses=unlearn/{method}")];
+        let run = project.xtask("run", &setting).success();
+        assert!(run.ran().contains(&"modular#1") && run.ran().contains(&"report"), "{}", run.stderr);
+    }
+    project.xtask("run", &["--set", "retrain.uses=unlearn/modular", "--only", "retrain"]).success();
+    // The reduced set is neither read nor paid for by retraining.
+    let inputs = |instance: &str| {
+        let header = dcu_artifact::Header::read(&project.artifact(instance, &[])).unwrap();
+        header.provenance.inputs.into_keys().collect::<Vec<_>>()
+    };
+    assert_eq!(inputs("retrain#1"), ["dataset", "model", "request"]);
+    assert_eq!(inputs("modular#1"), ["holdout", "model", "reduced", "test"]);
+    // A wire that is not read still has a schema.
+    let retrain = "unlearn/retrain, in: { model: base, dataset: data.train, request: request, reduced: ";
+    let error = Project::new(&SMALL.replace(&format!("{retrain}reduced"), &format!("{retrain}buckets"))).xtask("run", &[]).failure();
+    assert!(error.contains("this input needs reduced/1, but `buckets` gives buckets/1"), "{error}");
+}
+
+#[test]
+fn the_points_of_a_matrix_are_rows_of_their_own() {
+    let one = "  request:   { uses: data/request, in: { dataset: data.train, holdout: holdout } }\n";
+    assert!(SMALL.contains(one));
+    let two = "  request:   { matrix: { ratio: [0.1, 0.3] }, uses: data/request, in: { dataset: data.train, holdout: holdout }, with: { ratio: \"${ratio}\" } }\n";
+    let project = Project::new(&SMALL.replace(one, two));
+    let run = project.xtask("run", &["--set", "seeds=[1,2]"]).success();
+    for expected in ["\nmodular, ratio 0.1 ", "\nmodular, ratio 0.3 ", "\nretrain, ratio 0.1 ", "\noriginal, ratio 0.3 "] {
+        assert!(run.stdout.contains(expected), "`{expected}` is not in:\n{}", run.stdout);
+    }
 }

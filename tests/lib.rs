@@ -24,8 +24,11 @@ stages:
   condensed: { uses: condense/fdm, in: { dataset: data.train, model: offline, buckets: buckets }, with: { steps: 5 } }
   request:   { uses: data/request, in: { dataset: data.train, holdout: holdout } }
   reduced:   { uses: condense/reduce, in: { dataset: data.train, request: request, buckets: buckets, condensed: condensed } }
-  modular:   { uses: unlearn/modular, in: { model: offline, reduced: reduced, test: data.test, holdout: holdout }, with: { overture: 2 } }
-  retrain:   { uses: unlearn/retrain, in: { dataset: data.train, model: base, request: request } }
+  modular:
+    uses: unlearn/modular
+    in: { model: offline, dataset: data.train, request: request, reduced: reduced, test: data.test, holdout: holdout }
+    with: { overture: 2 }
+  retrain:   { uses: unlearn/retrain, in: { model: base, dataset: data.train, request: request, reduced: reduced, test: data.test, holdout: holdout } }
   evaluate:
     matrix: { of: [base, modular, retrain] }
     uses: attack/evaluate

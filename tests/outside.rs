@@ -124,10 +124,28 @@ fn weights_come_from_outside_and_bad_ones_are_refused() {
     }
 
     let mut missing = model.tensors.clone();
-    missing.remove("linear2.bias");
+    let bias = missing.remove("linear2.bias").unwrap();
+    missing.insert("linear2.bais".into(), bias);
+    missing.remove("linear1.bias");
     save(&missing);
     let error = project.xtask("run", &[]).failure();
-    assert!(error.contains("`linear2.bias` is missing") && error.contains("`base` failed"), "{error}");
+    let near = "`linear2.bais` [8] is not part of the network (did you mean `linear2.bias`?)";
+    for expected in ["`linear2.bias` is missing", "`linear1.bias` is missing", near, "`base` failed"] {
+        assert!(error.contains(expected), "`{expected}` is not in:\n{error}");
+    }
+
+    // In 64 bits, as `model.double()` saves: the same model.
+    let double = |tensor: &Tensor| match tensor {
+        Tensor::F32(array) => {
+            Tensor::F64(dcu_artifact::Array::new(array.shape.clone(), array.data.iter().map(|&value| value.into()).collect()))
+        }
+        other => other.clone(),
+    };
+    save(&model.tensors.iter().map(|(name, tensor)| (name.clone(), double(tensor))).collect());
+    let run = project.xtask("run", &[]).success();
+    assert!(run.stderr.contains("converted to 32-bit") && run.stderr.contains("never saw"), "{}", run.stderr);
+    assert_eq!(dcu_artifact::read::<Model>(&project.artifact("base", &[])).unwrap().0.tensors, model.tensors);
+
     std::fs::remove_file(project.path("weights.safetensors")).unwrap();
     let error = project.xtask("run", &[]).failure();
     assert!(error.contains("weights.safetensors") && error.contains("pipeline.yaml:7:"), "{error}");

@@ -2,6 +2,12 @@
 
 use safetensors::Dtype;
 
+/// How many values an array of this shape has; none where its extents, those beside an extent of 0 included, are more than can be counted.
+pub(crate) fn volume(shape: &[usize]) -> Option<usize> {
+    let counted = shape.iter().filter(|&&extent| extent > 0).try_fold(1_usize, |product, &extent| product.checked_mul(extent))?;
+    Some(if shape.contains(&0) { 0 } else { counted })
+}
+
 /// A row-major array: the product of `shape` is the length of `data`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Array<T> {
@@ -18,7 +24,7 @@ impl<T> Array<T> {
     /// When `data` does not have as many values as `shape` says.
     #[must_use]
     pub fn new(shape: Vec<usize>, data: Vec<T>) -> Self {
-        assert_eq!(shape.iter().product::<usize>(), data.len(), "shape {shape:?} against {} values", data.len());
+        assert_eq!(volume(&shape), Some(data.len()), "shape {shape:?} against {} values", data.len());
         Self { shape, data }
     }
 
@@ -35,9 +41,12 @@ impl<T> Array<T> {
     }
 
     /// The number of values in one row.
+    ///
+    /// # Panics
+    /// When a row of this shape has more values than can be counted, which no array from [`Array::new`] or from a file has.
     #[must_use]
     pub fn row_len(&self) -> usize {
-        self.shape.iter().skip(1).product()
+        volume(self.shape.get(1..).unwrap_or_default()).expect("counted when the array was made")
     }
 
     /// The values of row `index`.
@@ -101,10 +110,14 @@ macro_rules! elements {
                 match self { $(Self::$variant(array) => bytes_of(&array.data),)* }
             }
 
-            /// Reads a tensor; `None` for a type that artifacts do not use.
+            /// Reads a tensor; `None` for a type that artifacts do not use, and where the bytes do not fill the shape.
             #[must_use]
             pub fn from_bytes(dtype: Dtype, shape: Vec<usize>, bytes: &[u8]) -> Option<Self> {
-                match dtype { $(Dtype::$variant => Some(Self::$variant(Array::new(shape, values_of(bytes)))),)* _ => None }
+                let fills = |size: usize| volume(&shape).and_then(|count| count.checked_mul(size)) == Some(bytes.len());
+                match dtype {
+                    $(Dtype::$variant => fills(size_of::<$type>()).then(|| Self::$variant(Array { data: values_of(bytes), shape })),)*
+                    _ => None,
+                }
             }
         }
 
@@ -130,4 +143,22 @@ fn bytes_of<T: Element>(values: &[T]) -> Vec<u8> {
 
 fn values_of<T: Element>(bytes: &[u8]) -> Vec<T> {
     bytes.chunks_exact(size_of::<T>()).map(T::get).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_are_multiplied_with_checks() {
+        assert_eq!(volume(&[]), Some(1));
+        assert_eq!(volume(&[2, 3, 4]), Some(24));
+        assert_eq!(volume(&[5, 0]), Some(0));
+        for shape in [vec![0, 1 << 40, 1 << 40], vec![1 << 40, 1 << 40, 0], vec![1 << 32, 1 << 32]] {
+            assert_eq!(volume(&shape), None, "{shape:?}");
+            assert_eq!(Tensor::from_bytes(Dtype::U8, shape, &[]), None);
+        }
+        assert_eq!(Tensor::from_bytes(Dtype::U32, vec![2], &[0; 7]), None);
+        assert_eq!(Tensor::from_bytes(Dtype::U32, vec![1], &[7, 0, 0, 0]), Some(Tensor::U32(Array::vector(vec![7]))));
+    }
 }

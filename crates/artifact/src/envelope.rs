@@ -282,7 +282,11 @@ fn decode<'a>(path: &Path, schema: &str, views: impl Iterator<Item = (&'a str, T
             let tensor = Tensor::from_bytes(view.dtype(), view.shape().to_vec(), view.data()).ok_or_else(|| Error::Invalid {
                 path: path.to_owned(),
                 schema: schema.to_owned(),
-                reason: format!("tensor `{name}` has the type {:?}, which artifacts do not use", view.dtype()),
+                reason: format!(
+                    "tensor `{name}` has the type {:?} and the shape {:?}, which no artifact holds",
+                    view.dtype(),
+                    view.shape()
+                ),
             })?;
             Ok((name.to_owned(), tensor))
         })

@@ -238,3 +238,84 @@ fn a_failed_write_leaves_the_old_file() {
     assert!(matches!(dcu_artifact::write(&under_a_file, &dataset(), &provenance()).unwrap_err(), Error::Io { .. }));
     assert_eq!(std::fs::read(&path).unwrap(), before);
 }
+
+#[test]
+fn sizes_that_cannot_be_counted_are_refused() {
+    use safetensors::Dtype::{F32, U8, U32, U64};
+    let huge = vec![0, 1 << 40, 1 << 40, 1];
+    let none = |name, dtype| (name, dtype, vec![0], vec![]);
+    let dataset =
+        adopted("dataset/1", facts_of(&dataset()), &[("images", U8, huge.clone(), vec![]), none("labels", U32), none("ids", U64)]);
+    assert!(dataset.unwrap_err().contains("[0, 1099511627776, 1099511627776, 1]"));
+    let condensed = [
+        ("images", F32, huge.clone(), vec![]),
+        none("labels", U32),
+        none("bucket", U32),
+        none("member_count", U32),
+        none("member_ids", U64),
+        none("member_weights", F32),
+    ];
+    assert!(adopted("condensed/1", json!({ "classes": 2 }), &condensed).unwrap_err().contains("which no artifact holds"));
+    let weights = [("weight", F32, huge, vec![])];
+    assert!(adopted("model/1", facts_of(&model(vec![1.0])), &weights).unwrap_err().contains("which no artifact holds"));
+}
+
+#[test]
+fn a_dataset_has_samples_pixels_and_distinct_classes() {
+    let refused = |change: &dyn Fn(&mut Dataset), expected: &str| {
+        let mut changed = dataset();
+        change(&mut changed);
+        let folder = tempfile::tempdir().unwrap();
+        let message = dcu_artifact::write(&folder.path().join("a"), &changed, &provenance()).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
+    };
+    refused(&|set| *set = set.select(&[]), "there are 0 samples; a dataset has 1 to 4294967296");
+    refused(&|set| set.images = Array::new(vec![3, 1, 0, 2], vec![]), "an image holds no pixel");
+    refused(&|set| set.facts.class_names = vec!["one".into(), "one".into()], "two classes have the name `one`");
+    refused(&|set| set.facts.class_names.clear(), "there is no class");
+    refused(&|set| set.facts.names = Some(vec!["a".into()]), "there are 3 samples, but 1 names");
+}
+
+#[test]
+fn nonsense_in_a_model_is_refused_where_it_is_written() {
+    let message = |change: &dyn Fn(&mut Model)| {
+        let mut changed = model(vec![1.0]);
+        change(&mut changed);
+        let content = changed.to_content();
+        let encoded: Vec<_> = content
+            .tensors
+            .iter()
+            .map(|(name, tensor)| (name.as_str(), tensor.dtype(), tensor.shape().to_vec(), tensor.to_bytes()))
+            .collect();
+        adopted("model/1", content.facts, &encoded).map(drop)
+    };
+    let add = |name: &'static str, tensor: Tensor| move |model: &mut Model| drop(model.tensors.insert(name.into(), tensor.clone()));
+    let facts = |architecture: Value, recipe: Value| {
+        move |model: &mut Model| (model.facts.architecture, model.facts.recipe) = (architecture.clone(), recipe.clone())
+    };
+    let floats = |values: &[f32]| Tensor::F32(Array::vector(values.to_vec()));
+    assert_eq!(message(&|_| {}), Ok(()));
+    assert_eq!(message(&add("n.num_batches_tracked", Tensor::I64(Array::new(vec![], vec![3])))), Ok(()));
+    let right = json!({ "epochs": 1, "batch": 2, "lr": 0.1, "momentum": 0, "weight_decay": 0.0 });
+    assert_eq!(message(&facts(json!({ "classes": 2, "input": [1, 4, 4] }), right)), Ok(()));
+    let cases: [(&dyn Fn(&mut Model), &str); 14] = [
+        (&add("n.running_var", floats(&[0.5, -0.1])), "`n.running_var` holds -0.1 at position 1; a variance is 0 or more"),
+        (&add("n.num_batches_tracked", Tensor::I64(Array::new(vec![], vec![-1]))), "it counts batches"),
+        (&add("n.num_batches_tracked", Tensor::I64(Array::vector(vec![1, 2]))), "it counts batches"),
+        (&add("n.weight", Tensor::F64(Array::vector(vec![1.0]))), "weights are F32"),
+        (&|model| model.tensors.extend([("l.weight".into(), floats(&[1.0, 2.0])), ("l.bias".into(), floats(&[1.0]))]), "beside `l.weight`"),
+        (&facts(json!(3), json!({})), "the fact `architecture` is no object"),
+        (&facts(json!({}), json!(null)), "the fact `recipe` is no object"),
+        (&facts(json!({ "classes": 3 }), json!({})), "has 3 classes, but 2 are named"),
+        (&facts(json!({ "input": [3, 4, 4] }), json!({})), "takes images of 3 channels, the normalisation has 1"),
+        (&facts(json!({}), json!({ "epochs": 0 })), "`epochs: 0`"),
+        (&facts(json!({}), json!({ "lr": -0.1 })), "`lr` must be a positive number"),
+        (&facts(json!({}), json!({ "batch": 1.5 })), "`batch` must be a whole number"),
+        (&facts(json!({}), json!({ "momentum": 1.0 })), "`momentum` must be at least 0 and below 1"),
+        (&|model| model.facts.class_names[1] = "a".into(), "two classes have the name `a`"),
+    ];
+    for (change, expected) in cases {
+        let found = message(change).unwrap_err();
+        assert!(found.contains(expected), "`{expected}` is not in: {found}");
+    }
+}

@@ -29,6 +29,9 @@ pub enum Family {
     Cnn,
 }
 
+/// Parameters that a network has at most: 4 GiB of weights, of which training holds four times as much.
+const MOST_PARAMETERS: usize = 1 << 30;
+
 /// A network with all its sizes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -111,10 +114,39 @@ impl Architecture {
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(format!("a dropout of {} is no probability below 1", self.dropout));
         }
+        let parameters = self.parameter_count();
+        if parameters > MOST_PARAMETERS {
+            let counted = if parameters == usize::MAX { "more than can be counted".to_owned() } else { parameters.to_string() };
+            return Err(format!(
+                "images of {:?}, {} classes and layers of {:?} and {} make {counted} parameters; {MOST_PARAMETERS} are the most",
+                self.input, self.classes, self.widths, self.hidden
+            ));
+        }
         match self.family {
             Family::Mlp => Ok(self.mlp_layers()),
             Family::Cnn => self.cnn_layers(),
         }
+    }
+
+    /// The number of parameters; the largest number where it cannot be counted.
+    fn parameter_count(&self) -> usize {
+        let linear = |inputs: usize, outputs: usize| inputs.saturating_add(1).saturating_mul(outputs);
+        let product = |values: &[usize]| values.iter().fold(1, |product: usize, &value| product.saturating_mul(value));
+        let [channels, mut height, mut width] = self.input;
+        let mut total: usize = 0;
+        let mut inputs = if self.family == Family::Mlp { product(&self.input) } else { channels };
+        for &outputs in &self.widths {
+            total = total.saturating_add(match self.family {
+                Family::Mlp => linear(inputs, outputs),
+                Family::Cnn => linear(inputs.saturating_mul(9), outputs).saturating_add(outputs.saturating_mul(2)),
+            });
+            (inputs, height, width) = (outputs, height / 2, width / 2);
+        }
+        if self.family == Family::Cnn {
+            total = total.saturating_add(linear(product(&[inputs, height, width]), self.hidden));
+            inputs = self.hidden;
+        }
+        total.saturating_add(linear(inputs, self.classes))
     }
 
     /// `linear1`, `linear2`, ...: the first hidden layer is the beginning, the others the intermediate, the output layer the final.
@@ -136,7 +168,7 @@ impl Architecture {
     fn cnn_layers(&self) -> Result<[Vec<Layer>; 3], String> {
         let [channels, mut height, mut width] = self.input;
         let blocks = self.widths.len();
-        let smallest = 1 << blocks;
+        let smallest = u32::try_from(blocks).ok().and_then(|blocks| 1_usize.checked_shl(blocks)).unwrap_or(usize::MAX);
         if height < smallest || width < smallest {
             return Err(format!(
                 "{blocks} blocks that each halve the image need {smallest} x {smallest} pixels at least, not {height} x {width}; \
@@ -185,6 +217,7 @@ mod tests {
         for (family, expected) in [(Family::Mlp, [1_573_376, 65_664, 1_290]), (Family::Cnn, [19_584, 369_792, 1_059_850])] {
             let parts = Architecture::of_paper(family, [3, 32, 32], 10).layers().unwrap();
             assert_eq!(parts.map(|layers| parameters(&layers)), expected);
+            assert_eq!(Architecture::of_paper(family, [3, 32, 32], 10).parameter_count(), expected.iter().sum::<usize>());
         }
     }
 
@@ -194,6 +227,19 @@ mod tests {
         assert!(error.contains("16 x 16 pixels at least, not 28 x 12"), "{error}");
         assert!(Architecture::of_paper(Family::Mlp, [1, 0, 12], 10).layers().is_err());
         assert!(Architecture { widths: vec![5], ..Architecture::of_paper(Family::Mlp, [1, 8, 8], 10) }.layers().is_err());
+    }
+
+    #[test]
+    fn a_network_larger_than_any_memory_is_refused() {
+        let refused = |family, widths: &[usize], input| {
+            let architecture = Architecture { widths: widths.to_vec(), ..Architecture::of_paper(family, input, 10) };
+            architecture.layers().unwrap_err()
+        };
+        let million = 1_000_000;
+        assert!(refused(Family::Mlp, &[million, million], [1, 8, 8]).contains("make 1000076000010 parameters"));
+        assert!(refused(Family::Cnn, &[usize::MAX / 2, usize::MAX], [1, 8, 8]).contains("more than can be counted"));
+        assert!(refused(Family::Mlp, &[8, 8], [usize::MAX, 1 << 40, 1 << 40]).contains("more than can be counted"));
+        assert!(refused(Family::Cnn, &[1; 200], [1, 8, 8]).contains("200 blocks"));
     }
 
     #[test]

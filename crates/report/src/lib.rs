@@ -2,8 +2,10 @@
 
 mod lineage;
 mod methods;
+mod rows;
 mod statistics;
 mod table;
+mod verdict;
 
 /// The registry: one line a method.
 #[must_use]

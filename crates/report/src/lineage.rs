@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context as _;
+use dcu_artifact::Metrics;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -22,13 +23,14 @@ pub(crate) struct Instance {
     pub(crate) label: String,
     #[serde(default)]
     pub(crate) seed: Option<u64>,
+    /// Values of matrices by key.
+    #[serde(default)]
+    pub(crate) coordinates: BTreeMap<String, Value>,
     pub(crate) seconds: Seconds,
     #[serde(default)]
     inputs: BTreeMap<String, Vec<String>>,
     #[serde(default)]
     pub(crate) outputs: BTreeMap<String, MadeOutput>,
-    #[serde(default)]
-    pub(crate) trusted_code: bool,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -79,11 +81,11 @@ impl Lineage {
         self.instances.iter().find(|instance| instance.instance == name)
     }
 
-    /// The instances that wrote metrics with one of these digests.
-    pub(crate) fn evaluations<'a>(&'a self, digests: &'a BTreeSet<String>) -> impl Iterator<Item = (&'a Instance, &'a str)> {
+    /// The instances that wrote one of these metrics, each with what it wrote.
+    pub(crate) fn evaluations<'a>(&'a self, by_digest: &BTreeMap<&str, &'a Metrics>) -> impl Iterator<Item = (&'a Instance, &'a Metrics)> {
         self.instances.iter().filter_map(|instance| {
-            let output = instance.outputs.values().find(|output| output.schema == "metrics/1" && digests.contains(&output.digest))?;
-            Some((instance, output.digest.as_str()))
+            let mut written = instance.outputs.values().filter(|output| output.schema == "metrics/1");
+            Some((instance, *written.find_map(|output| by_digest.get(output.digest.as_str()))?))
         })
     }
 
@@ -129,8 +131,11 @@ impl Lineage {
     }
 
     /// The stages behind a model that learned from the training set without knowing of the request: what they learned from the
-    /// forgotten data is still in it.
+    /// forgotten data is still in it. None are behind a retraining, which takes the recipe of the model that it is given and not its weights.
     pub(crate) fn learned_before_the_request<'a>(&'a self, model: &'a Instance) -> Vec<&'a str> {
+        if model.uses == "unlearn/retrain" {
+            return Vec::new();
+        }
         let knows_request = |instance: &Instance| {
             instance.uses == "data/request" || self.ancestors(instance).iter().any(|ancestor| ancestor.uses == "data/request")
         };
@@ -164,7 +169,7 @@ mod tests {
     fn lineage() -> Lineage {
         let instance = |name: &str, uses: &str, seconds: f64, inputs: Value| {
             json!({ "stage": name, "instance": name, "uses": uses, "label": name, "seed": 1, "coordinates": {}, "seconds": { "total": seconds },
-                    "inputs": inputs, "outputs": {}, "trusted_code": false })
+                    "inputs": inputs, "outputs": {} })
         };
         Lineage::parse(json!({ "pipeline": "test", "instances": [
             instance("data", "data/load", 100.0, json!({})),
@@ -195,5 +200,6 @@ mod tests {
         let lineage = lineage();
         let learned = |name| lineage.learned_before_the_request(lineage.named(name).unwrap());
         assert_eq!(learned("modular"), ["base", "buckets", "offline", "condensed"]);
+        assert!(learned("retrain").is_empty());
     }
 }

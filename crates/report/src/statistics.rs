@@ -37,6 +37,12 @@ pub(crate) fn share(mean: f64, count: f64) -> Estimate {
     Estimate { mean, interval: Some((centre - half, centre + half)) }
 }
 
+/// By how much the accuracy of an attack on as many members as non-members varies by chance alone, in 95 % of cases, where there is nothing to be
+/// told: a share of twice the pairs around one half.
+pub(crate) fn attack_noise(pairs: u64) -> f64 {
+    NORMAL_QUANTILE * (0.25 / (2.0 * pairs.max(1) as f64)).sqrt()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +59,11 @@ mod tests {
         let (low, high) = share(0.9, 100.0).interval.unwrap();
         assert!((low - 0.8256).abs() < 1e-3 && (high - 0.9448).abs() < 1e-3, "{low} {high}");
         assert!(share(1.0, 50.0).interval.unwrap().0 < 1.0);
+    }
+
+    #[test]
+    fn the_chance_of_an_attack_shrinks_with_the_root_of_its_pairs() {
+        assert!((attack_noise(60) - 0.0895).abs() < 1e-3 && (attack_noise(6000) - 0.00895).abs() < 1e-4);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Plain tables of text, for the terminal and for Markdown.
 
-/// Rows of cells under a heading.
+/// Rows of cells under a heading. A cell may have several lines, for the sake of narrow columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TextTable {
     pub(crate) heading: Vec<String>,
@@ -13,9 +13,11 @@ impl TextTable {
         self.lines("  ", "", "")
     }
 
-    /// A table of GitHub's Markdown.
+    /// A table of GitHub's Markdown, each row in one line.
     pub(crate) fn to_markdown(&self) -> String {
-        let mut lines: Vec<String> = self.lines(" | ", "| ", " |").lines().map(str::to_owned).collect();
+        let joined = |row: &Vec<String>| row.iter().map(|cell| cell.replace('\n', " ").replace('|', "\\|")).collect();
+        let flat = Self { heading: joined(&self.heading), rows: self.rows.iter().map(joined).collect() };
+        let mut lines: Vec<String> = flat.lines(" | ", "| ", " |").lines().map(str::to_owned).collect();
         let rule = self.heading.iter().enumerate().map(|(column, _)| if column == 0 { "---" } else { "--:" });
         lines.insert(1, format!("| {} |", rule.collect::<Vec<_>>().join(" | ")));
         lines.join("\n") + "\n"
@@ -29,20 +31,26 @@ impl TextTable {
 
     fn lines(&self, separator: &str, start: &str, end: &str) -> String {
         let all = || std::iter::once(&self.heading).chain(&self.rows);
-        let widths: Vec<usize> =
-            (0..self.heading.len()).map(|column| all().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
+        let widths: Vec<usize> = (0..self.heading.len()).map(|column| all().map(|row| width(&row[column])).max().unwrap_or(0)).collect();
         let mut text = String::new();
         for row in all() {
-            let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| match column {
-                0 => format!("{cell:<width$}"),
-                _ => format!("{cell:>width$}"),
-            });
-            let line = format!("{start}{}{end}", cells.collect::<Vec<_>>().join(separator));
-            text.push_str(line.trim_end());
-            text.push('\n');
+            for line in 0..row.iter().map(|cell| cell.lines().count()).max().unwrap_or(0) {
+                let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
+                    let cell = cell.lines().nth(line).unwrap_or_default();
+                    if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+                });
+                let line = format!("{start}{}{end}", cells.collect::<Vec<_>>().join(separator));
+                text.push_str(line.trim_end());
+                text.push('\n');
+            }
         }
         text
     }
+}
+
+/// Characters in the longest line of a cell.
+fn width(cell: &str) -> usize {
+    cell.lines().map(|line| line.chars().count()).max().unwrap_or(0)
 }
 
 /// A cell of a CSV file, in quotes where it needs them.
@@ -79,6 +87,13 @@ mod tests {
         assert!(text.lines().all(|line| line.chars().count() <= LINE) && text.lines().count() == 3, "{text}");
         assert_eq!(text.split_whitespace().count(), 50);
         assert_eq!(wrapped("short"), "short");
+    }
+
+    #[test]
+    fn a_cell_of_two_lines_widens_no_column() {
+        let table = TextTable { heading: vec!["a".into(), "value".into()], rows: vec![vec!["b".into(), "1.0\n[0, 2]".into()]] };
+        assert_eq!(table.to_text(), "a   value\nb     1.0\n   [0, 2]\n");
+        assert!(table.to_markdown().ends_with("| b | 1.0 [0, 2] |\n"), "{}", table.to_markdown());
     }
 
     #[test]

@@ -57,6 +57,9 @@ impl Payload for Buckets {
         let class: Vec<u32> = fields.vector("class", None)?;
         let centroids = fields.take::<f32>("centroids", 2)?;
         fields.end()?;
+        if ids.is_empty() {
+            return Err("there is no sample".into());
+        }
         check_unique("ids", &ids)?;
         check_finite_f32("centroids", &centroids.data)?;
         if centroids.rows() != class.len() {

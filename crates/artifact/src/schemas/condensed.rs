@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Payload, check_finite_f32, check_labels, close, open, vector};
+use super::{Payload, check_finite_f32, check_labels, check_pixels, close, open, vector};
 use crate::{Array, Content, Tensor};
 
 /// Condensed images.
@@ -59,10 +59,15 @@ impl Payload for Condensed {
         let labels = fields.vector("labels", Some(count))?;
         let bucket: Vec<u32> = fields.vector("bucket", Some(count))?;
         let counts: Vec<u32> = fields.vector("member_count", Some(count))?;
-        let total = counts.iter().map(|&count| count as usize).sum();
+        let total = counts.iter().try_fold(0_usize, |total, &count| total.checked_add(count as usize));
+        let total = total.ok_or("the images claim more members than can be counted")?;
         let ids: Vec<u64> = fields.vector("member_ids", Some(total))?;
         let weights: Vec<f32> = fields.vector("member_weights", Some(total))?;
         fields.end()?;
+        if count == 0 {
+            return Err("there is no condensed image".into());
+        }
+        check_pixels("images", &images)?;
         check_finite_f32("images", &images.data)?;
         check_finite_f32("member_weights", &weights)?;
         check_labels(&labels, facts.classes)?;

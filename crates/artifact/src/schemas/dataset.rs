@@ -2,10 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Payload, check_labels, check_unique, close, open, vector};
+use super::{Payload, check_class_names, check_labels, check_pixels, check_unique, close, open, vector};
 use crate::{Array, Content, Tensor};
 
-/// Labelled images.
+/// A sample's row in its source fills half of its id.
+const MOST_SAMPLES: u64 = 1 << 32;
+
+/// Labelled images: one at least, and at most 2^32.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dataset {
     /// Images, u8 [N, C, H, W].
@@ -130,9 +133,11 @@ impl Payload for Dataset {
         let ids = fields.vector("ids", Some(count))?;
         let original_labels = fields.optional::<u32>("original_labels", 1)?.map(|array| array.data);
         fields.end()?;
-        if images.row_len() == 0 {
-            return Err(format!("images of the shape {:?} hold no pixel", images.shape));
+        if count == 0 || count as u64 > MOST_SAMPLES {
+            return Err(format!("there are {count} samples; a dataset has 1 to {MOST_SAMPLES}"));
         }
+        check_pixels("images", &images)?;
+        check_class_names(&facts.class_names)?;
         facts.normalisation.check(images.shape[1])?;
         check_labels(&labels, facts.class_names.len())?;
         if let Some(original) = &original_labels {
@@ -142,7 +147,8 @@ impl Payload for Dataset {
             check_labels(original, facts.class_names.len())?;
         }
         if facts.names.as_ref().is_some_and(|names| names.len() != count) {
-            return Err(format!("there are {count} samples, but another number of names"));
+            let names = facts.names.map_or(0, |names| names.len());
+            return Err(format!("there are {count} samples, but {names} names"));
         }
         check_unique("ids", &ids)?;
         Ok(Self { images, labels, original_labels, ids, facts })

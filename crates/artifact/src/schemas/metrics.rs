@@ -92,13 +92,19 @@ impl Payload for Metrics {
                     if !metrics.definitions.contains_key(&name) {
                         return Err(format!("`{name}` has no definition"));
                     }
-                    if array.shape.is_empty() {
-                        metrics.scalars.insert(name, array.data[0]);
-                    } else {
-                        metrics.arrays.insert(name, array);
+                    match (array.shape.as_slice(), array.data.as_slice()) {
+                        ([], &[value]) => {
+                            metrics.scalars.insert(name, value);
+                        }
+                        _ => {
+                            metrics.arrays.insert(name, array);
+                        }
                     }
                 }
                 Tensor::U64(array) => {
+                    if array.shape.len() != 1 {
+                        return Err(format!("`{name}` has the shape {:?}, but ids need 1 dimension", array.shape));
+                    }
                     metrics.ids.insert(name, array.data);
                 }
                 other => return Err(format!("`{name}` has the type {:?}; numbers are F64, ids U64", other.dtype())),

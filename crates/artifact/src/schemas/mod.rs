@@ -199,6 +199,25 @@ fn vector<T: Element>(values: &[T]) -> Tensor {
     T::wrap(Array::vector(values.to_vec()))
 }
 
+fn check_class_names(names: &[String]) -> Result<(), String> {
+    if names.is_empty() {
+        return Err("there is no class".into());
+    }
+    let mut seen = HashSet::with_capacity(names.len());
+    match names.iter().find(|name| !seen.insert(name.as_str())) {
+        Some(name) => Err(format!("two classes have the name `{name}`")),
+        None => Ok(()),
+    }
+}
+
+/// Images [N, C, H, W] that hold pixels.
+fn check_pixels<T>(name: &str, images: &Array<T>) -> Result<(), String> {
+    if images.row_len() == 0 {
+        return Err(format!("tensor `{name}` has the shape {:?}, in which an image holds no pixel", images.shape));
+    }
+    Ok(())
+}
+
 fn check_labels(labels: &[u32], classes: usize) -> Result<(), String> {
     match labels.iter().position(|&label| label as usize >= classes) {
         Some(row) => Err(format!("label {} in row {row} is out of range: there are {classes} classes", labels[row])),

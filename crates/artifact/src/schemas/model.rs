@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Normalisation, Payload, check_finite_f32, open};
+use super::{Normalisation, OpenFacts, Payload, check_class_names, check_finite_f32, open};
 use crate::{Content, Tensor};
 
 /// A trained network.
@@ -41,18 +41,90 @@ impl Payload for Model {
         }
     }
 
+    /// What holds for any network is checked here; whether the weights are those of the architecture is for those who know it.
     fn from_content(content: Content) -> Result<Self, String> {
         let (facts, fields) = open(content)?;
-        for (name, tensor) in &fields.tensors {
-            match tensor {
-                Tensor::F32(array) => check_finite_f32(name, &array.data)?,
-                Tensor::I64(_) => {}
-                other => return Err(format!("tensor `{name}` has the type {:?}; weights are F32, counters I64", other.dtype())),
-            }
-        }
-        if fields.tensors.is_empty() {
+        let model = Self { tensors: fields.tensors, facts };
+        if model.tensors.is_empty() {
             return Err("there is no parameter".into());
         }
-        Ok(Self { tensors: fields.tensors, facts })
+        for (name, tensor) in &model.tensors {
+            check_tensor(name, tensor)?;
+        }
+        check_siblings(&model.tensors)?;
+        check_facts(&model.facts)?;
+        Ok(model)
     }
+}
+
+fn check_tensor(name: &str, tensor: &Tensor) -> Result<(), String> {
+    match tensor {
+        Tensor::F32(array) => {
+            check_finite_f32(name, &array.data)?;
+            if name.ends_with(".running_var")
+                && let Some(position) = array.data.iter().position(|&value| value < 0.0)
+            {
+                return Err(format!("`{name}` holds {} at position {position}; a variance is 0 or more", array.data[position]));
+            }
+            Ok(())
+        }
+        Tensor::I64(array) if name.ends_with(".num_batches_tracked") => match (array.shape.as_slice(), array.data.as_slice()) {
+            ([], &[count]) if count >= 0 => Ok(()),
+            _ => Err(format!("`{name}` is {:?} of the shape {:?}; it counts batches: one number, 0 or more", array.data, array.shape)),
+        },
+        Tensor::I64(_) => Ok(()),
+        other => Err(format!("tensor `{name}` has the type {:?}; weights are F32, counters I64", other.dtype())),
+    }
+}
+
+/// The tensors of a linear layer or a normalisation agree in the number of outputs. (Of a convolution the first extent may be the inputs.)
+fn check_siblings(tensors: &BTreeMap<String, Tensor>) -> Result<(), String> {
+    for (name, weight) in tensors {
+        let Some(layer) = name.strip_suffix(".weight").filter(|_| matches!(weight.shape().len(), 1 | 2)) else { continue };
+        for sibling in ["bias", "running_mean", "running_var"] {
+            let sibling = format!("{layer}.{sibling}");
+            let Some(found) = tensors.get(&sibling) else { continue };
+            if found.shape() != &weight.shape()[..1] {
+                return Err(format!("`{sibling}` has the shape {:?} beside `{name}` with {:?}", found.shape(), weight.shape()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_facts(facts: &ModelFacts) -> Result<(), String> {
+    check_class_names(&facts.class_names)?;
+    facts.normalisation.check(facts.normalisation.mean.len())?;
+    let object = |name: &str, value: &Value| value.as_object().cloned().ok_or(format!("the fact `{name}` is no object"));
+    let architecture = object("architecture", &facts.architecture)?;
+    let named = facts.class_names.len();
+    if architecture.get("classes").is_some_and(|classes| *classes != Value::from(named)) {
+        return Err(format!("the architecture has {} classes, but {named} are named", architecture["classes"]));
+    }
+    let channels = facts.normalisation.mean.len();
+    if let Some(input) = architecture.get("input").and_then(Value::as_array)
+        && input.first().is_some_and(|found| *found != Value::from(channels))
+    {
+        return Err(format!("the architecture takes images of {} channels, the normalisation has {channels}", input[0]));
+    }
+    check_recipe(&object("recipe", &facts.recipe)?)
+}
+
+/// Retraining repeats the recipe: numbers with which nothing can be trained are refused with the model that states them.
+fn check_recipe(recipe: &OpenFacts) -> Result<(), String> {
+    let whole = |least: u64| move |value: &Value| value.as_u64().is_some_and(|value| value >= least);
+    let number = |fits: fn(f64) -> bool| move |value: &Value| value.as_f64().is_some_and(|value| value.is_finite() && fits(value));
+    let rules: [(&str, &dyn Fn(&Value) -> bool, &str); 5] = [
+        ("epochs", &whole(1), "a whole number, at least 1"),
+        ("batch", &whole(2), "a whole number, at least 2"),
+        ("lr", &number(|value| value > 0.0), "a positive number"),
+        ("momentum", &number(|value| (0.0..1.0).contains(&value)), "at least 0 and below 1"),
+        ("weight_decay", &number(|value| value >= 0.0), "0 or more"),
+    ];
+    for (name, fits, rule) in rules {
+        if let Some(value) = recipe.get(name).filter(|value| !fits(value)) {
+            return Err(format!("the recipe says `{name}: {value}`, but `{name}` must be {rule}"));
+        }
+    }
+    Ok(())
 }

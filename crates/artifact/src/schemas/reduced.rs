@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Normalisation, Payload, check_finite_f32, check_labels, check_unique, close, open, vector};
+use super::{Normalisation, Payload, check_finite_f32, check_labels, check_pixels, check_unique, close, open, vector};
 use crate::{Array, Content, Tensor};
 
 /// What the online phase trains on.
@@ -82,6 +82,7 @@ impl Payload for Reduced {
         if real_images.shape[1..] != condensed_images.shape[1..] {
             return Err(format!("real images are {:?}, condensed ones {:?}", &real_images.shape[1..], &condensed_images.shape[1..]));
         }
+        check_pixels("real_images", &real_images)?;
         facts.normalisation.check(real_images.shape[1])?;
         check_labels(&real_labels, facts.classes)?;
         check_labels(&condensed_labels, facts.classes)?;
@@ -90,6 +91,9 @@ impl Payload for Reduced {
         let reduced = Self { real_images, real_labels, real_ids, condensed_images, condensed_labels, condensed_buckets, facts };
         if reduced.is_empty() {
             return Err("the reduced retain set is empty".into());
+        }
+        if reduced.facts.retain == 0 {
+            return Err("the fact `retain`, the size of the retain set, is 0".into());
         }
         Ok(reduced)
     }

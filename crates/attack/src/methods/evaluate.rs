@@ -23,7 +23,7 @@ pub(crate) struct Parameters {}
 
 impl Method for Evaluate {
     const NAME: &'static str = "evaluate";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const SUMMARY: &'static str = "Accuracies on retain, forget and test samples, the membership attack, and the losses behind them";
     // The draws of the attack are the same for every model, so that methods are compared on the same samples.
     const USES_SEED: bool = false;
@@ -56,7 +56,8 @@ impl Method for Evaluate {
         context.progress().phase("predictions");
         let seen = judge(&network, &Samples::of_whole_dataset(&dataset))?;
         let unseen = judge(&network, &Samples::of_whole_dataset(&test))?;
-        let evaluation = Evaluation { dataset: &dataset, test: &test, request: &request, roles: &roles, seen: &seen, unseen: &unseen };
+        let forgotten_classes = forgotten_classes(&dataset, &roles.retain);
+        let evaluation = Evaluation { dataset: &dataset, test: &test, roles: &roles, forgotten_classes, seen: &seen, unseen: &unseen };
         context.progress().phase("scores");
         context.write("metrics", &evaluation.metrics()?)
     }
@@ -66,13 +67,15 @@ impl Method for Evaluate {
 struct Roles {
     retain: Vec<usize>,
     forget: Vec<usize>,
+    /// Forgotten by earlier requests.
+    earlier: Vec<usize>,
     test: Vec<usize>,
 }
 
 impl Roles {
     fn new(dataset: &Dataset, test: &Dataset, holdout: &Holdout, request: &Request) -> anyhow::Result<Self> {
         let held: BTreeSet<u64> = holdout.remembrance.iter().chain(&holdout.validation).chain(&holdout.test).copied().collect();
-        if let Some(id) = request.forget.iter().chain(&request.retain).find(|id| held.contains(id)) {
+        if let Some(id) = request.forget.iter().chain(&request.retain).chain(&request.earlier).find(|id| held.contains(id)) {
             let message = format!("sample {} is held out, but the request counts it as trained on", SampleId(*id));
             return Err(Failure::new(message, "make request and holdout from the same data").into());
         }
@@ -87,16 +90,23 @@ impl Roles {
         Ok(Self {
             retain: rows("retain", dataset, &request.retain)?,
             forget: rows("forget", dataset, &request.forget)?,
+            earlier: rows("earlier forgotten", dataset, &request.earlier)?,
             test: rows("test", test, &holdout.test)?,
         })
     }
 }
 
+/// The classes of which no sample is retained, by whatever way they were forgotten.
+fn forgotten_classes(dataset: &Dataset, retain: &[usize]) -> BTreeSet<u32> {
+    let retained: BTreeSet<u32> = retain.iter().map(|&row| dataset.labels[row]).collect();
+    (0..dataset.classes() as u32).filter(|class| !retained.contains(class)).collect()
+}
+
 struct Evaluation<'a> {
     dataset: &'a Dataset,
     test: &'a Dataset,
-    request: &'a Request,
     roles: &'a Roles,
+    forgotten_classes: BTreeSet<u32>,
     seen: &'a Judgement,
     unseen: &'a Judgement,
 }
@@ -105,11 +115,12 @@ impl Evaluation<'_> {
     fn metrics(&self) -> anyhow::Result<Metrics> {
         let mut metrics = Metrics::default();
         metrics.facts.insert("class_names".into(), json!(self.dataset.facts.class_names));
-        metrics.facts.insert("forgotten_classes".into(), json!(self.request.facts.classes));
+        metrics.facts.insert("forgotten_classes".into(), json!(self.forgotten_classes));
         metrics.facts.insert(
             "counts".into(),
             json!({
-                "retain": self.roles.retain.len(), "forget": self.roles.forget.len(), "test": self.remaining_test().len(),
+                "retain": self.roles.retain.len(), "forget": self.roles.forget.len(), "earlier": self.roles.earlier.len(),
+                "test": self.remaining_test().len(), "test_forgotten": self.roles.test.len() - self.remaining_test().len(),
             }),
         );
         self.accuracies(&mut metrics);
@@ -121,7 +132,7 @@ impl Evaluation<'_> {
     }
 
     fn is_forgotten(&self, class: u32) -> bool {
-        self.request.facts.classes.contains(&class)
+        self.forgotten_classes.contains(&class)
     }
 
     fn remaining_test(&self) -> Vec<usize> {
@@ -144,16 +155,25 @@ impl Evaluation<'_> {
         add(
             "test_accuracy",
             remaining,
-            "share of the test samples of classes that are not forgotten whole that is classified rightly",
+            "share of the test samples that is classified rightly, those of classes of which no sample is retained left out",
             "no class remains",
         );
-        if !self.request.facts.classes.is_empty() {
+        if !roles.earlier.is_empty() {
+            let earlier = seen.accuracy(&dataset.labels, roles.earlier.iter().copied());
+            add(
+                "earlier_accuracy",
+                earlier,
+                "share of the samples that earlier requests forgot that is classified by its (poisoned) label",
+                "no sample was forgotten earlier",
+            );
+        }
+        if !self.forgotten_classes.is_empty() {
             let forgotten = roles.test.iter().copied().filter(|&row| self.is_forgotten(test.labels[row]));
             let accuracy = unseen.accuracy(&test.labels, forgotten);
             add(
                 "test_forgotten_accuracy",
                 accuracy,
-                "share of the test samples of forgotten classes that is classified rightly",
+                "share of the test samples of classes of which no sample is retained that is classified rightly",
                 "there is no such sample",
             );
         }
@@ -173,9 +193,10 @@ impl Evaluation<'_> {
         let sets = [
             ("retain", &roles.retain, &dataset.labels, seen),
             ("forget", &roles.forget, &dataset.labels, seen),
+            ("earlier", &roles.earlier, &dataset.labels, seen),
             ("test", &roles.test, &test.labels, unseen),
         ];
-        for (name, rows, labels, judgement) in sets {
+        for (name, rows, labels, judgement) in sets.into_iter().filter(|(name, rows, ..)| *name != "earlier" || !rows.is_empty()) {
             let of_class = |class: u32| rows.iter().copied().filter(move |&row| labels[row] == class);
             let accuracies: Vec<Option<f64>> =
                 (0..dataset.classes() as u32).map(|class| judgement.accuracy(labels, of_class(class))).collect();
@@ -196,9 +217,10 @@ impl Evaluation<'_> {
         let sets = [
             ("retain", &roles.retain, &dataset.ids, seen),
             ("forget", &roles.forget, &dataset.ids, seen),
+            ("earlier", &roles.earlier, &dataset.ids, seen),
             ("test", &roles.test, &test.ids, unseen),
         ];
-        for (name, rows, ids, judgement) in sets {
+        for (name, rows, ids, judgement) in sets.into_iter().filter(|(name, rows, ..)| *name != "earlier" || !rows.is_empty()) {
             let losses = rows.iter().map(|&row| judgement.losses[row]).collect();
             metrics.array(
                 &format!("{name}_losses"),
@@ -252,11 +274,7 @@ impl Evaluation<'_> {
         metrics.ids.insert("member_ids".into(), comparison.members.iter().map(|&row| self.dataset.ids[row]).collect());
         metrics.ids.insert("nonmember_ids".into(), comparison.others.iter().map(|&row| self.test.ids[row]).collect());
         if members.len() < FEWEST_PAIRS {
-            let reason = format!(
-                "{} pairs of a forget sample and an unseen sample of its class are too few; {FEWEST_PAIRS} are needed",
-                members.len()
-            );
-            metrics.absent.insert("mia_accuracy".into(), reason);
+            metrics.absent.insert("mia_accuracy".into(), too_few(members.len()));
         } else {
             let definition = "mean accuracy over ten stratified splits of a logistic regression on the loss that tells forget samples from as many test \
                               samples with the same class histogram; 0.5 is chance";
@@ -265,5 +283,89 @@ impl Evaluation<'_> {
         let definition = "cross-entropy of each unseen sample of the attack, under the label of the forget sample it stands against; ids in `nonmember_ids`";
         metrics.array("nonmember_losses", Array::vector(others), "nat", definition);
         Ok(())
+    }
+}
+
+/// Why there is no membership attack.
+fn too_few(pairs: usize) -> String {
+    let counted = match pairs {
+        0 => "there is no pair of a forget sample and an unseen sample of its class".to_owned(),
+        1 => "1 pair of a forget sample and an unseen sample of its class is too few".to_owned(),
+        several => format!("{several} pairs of a forget sample and an unseen sample of its class are too few"),
+    };
+    format!("{counted}; {FEWEST_PAIRS} are needed")
+}
+
+#[cfg(test)]
+mod tests {
+    use dcu_artifact::{DatasetFacts, Normalisation, RequestFacts};
+
+    use super::*;
+
+    fn dataset(labels: &[u32], first: u64) -> Dataset {
+        Dataset {
+            images: Array::new(vec![labels.len(), 1, 1, 1], vec![0; labels.len()]),
+            labels: labels.to_vec(),
+            original_labels: None,
+            ids: (first..).take(labels.len()).collect(),
+            facts: DatasetFacts {
+                source: "test".into(),
+                class_names: ["a", "b", "c", "d"].map(str::to_owned).to_vec(),
+                normalisation: Normalisation { mean: vec![0.0], std: vec![1.0] },
+                names: None,
+            },
+        }
+    }
+
+    /// A judgement that predicts these classes.
+    fn judgement(predictions: &[u32]) -> Judgement {
+        let count = predictions.len();
+        Judgement { losses: vec![0.5; count], predictions: predictions.to_vec(), logits: Array::new(vec![count, 4], vec![0.0; 4 * count]) }
+    }
+
+    /// Samples 0 to 7 of the classes 0, 0, 1, 1, 2, 2, 3, 3, of which some are forgotten; test samples 100 to 107 of the same classes.
+    fn evaluated(forget: &[u64], earlier: &[u64], predictions: &[u32; 8], test_predictions: &[u32; 8]) -> Metrics {
+        let (dataset, test) = (dataset(&[0, 0, 1, 1, 2, 2, 3, 3], 0), dataset(&[0, 0, 1, 1, 2, 2, 3, 3], 100));
+        let retain = (0..8).filter(|id| !forget.contains(id) && !earlier.contains(id)).collect();
+        let facts = RequestFacts { scenario: "ids".into(), classes: vec![], cumulative: !earlier.is_empty() };
+        let request = Request { forget: forget.to_vec(), retain, earlier: earlier.to_vec(), facts };
+        let holdout = Holdout { train: (0..8).collect(), remembrance: vec![], validation: vec![], test: (100..108).collect() };
+        let roles = Roles::new(&dataset, &test, &holdout, &request).unwrap();
+        let forgotten_classes = forgotten_classes(&dataset, &roles.retain);
+        let (seen, unseen) = (judgement(predictions), judgement(test_predictions));
+        Evaluation { dataset: &dataset, test: &test, roles: &roles, forgotten_classes, seen: &seen, unseen: &unseen }.metrics().unwrap()
+    }
+
+    #[test]
+    fn a_class_without_retained_samples_is_counted_apart_however_it_went() {
+        // Class 2 goes by its ids, class 3 half now and half earlier; the request names no class.
+        let metrics = evaluated(&[4, 5, 6], &[7], &[0, 0, 1, 1, 0, 0, 0, 0], &[0, 0, 1, 0, 2, 0, 0, 0]);
+        assert_eq!(metrics.facts["forgotten_classes"], json!([2, 3]));
+        assert_eq!((metrics.scalars["test_accuracy"], metrics.scalars["test_forgotten_accuracy"]), (0.75, 0.25));
+        assert_eq!((&metrics.facts["counts"]["test"], &metrics.facts["counts"]["test_forgotten"]), (&json!(4), &json!(4)));
+        let metrics = evaluated(&[4, 6], &[7], &[0; 8], &[0, 0, 1, 1, 2, 2, 3, 0]);
+        assert_eq!((metrics.scalars["test_accuracy"], metrics.scalars["test_forgotten_accuracy"]), (1.0, 0.5));
+        let metrics = evaluated(&[4], &[], &[0; 8], &[0; 8]);
+        assert!(!metrics.scalars.contains_key("test_forgotten_accuracy"));
+        assert_eq!(metrics.scalars["test_accuracy"], 0.25);
+    }
+
+    #[test]
+    fn samples_that_were_forgotten_earlier_are_scored_too() {
+        let metrics = evaluated(&[0], &[2, 4, 6], &[3, 0, 1, 1, 2, 2, 0, 3], &[0; 8]);
+        assert_eq!((metrics.scalars["forget_accuracy"], metrics.scalars["earlier_accuracy"]), (0.0, 2.0 / 3.0));
+        assert!(metrics.definitions["earlier_accuracy"].definition.contains("earlier requests"));
+        assert_eq!(metrics.ids["earlier_ids"], [2, 4, 6]);
+        assert_eq!(metrics.arrays["earlier_losses"].data.len(), 3);
+        let alone = evaluated(&[0], &[], &[0; 8], &[0; 8]);
+        assert!(!alone.scalars.contains_key("earlier_accuracy") && !alone.ids.contains_key("earlier_ids"));
+    }
+
+    #[test]
+    fn too_few_pairs_are_counted_in_words() {
+        assert!(too_few(0).starts_with("there is no pair"));
+        assert!(too_few(1).starts_with("1 pair of"));
+        assert!(too_few(7).starts_with("7 pairs of") && too_few(7).ends_with("20 are needed"));
+        assert_eq!(evaluated(&[0], &[], &[0; 8], &[0; 8]).absent["mia_accuracy"], too_few(1));
     }
 }

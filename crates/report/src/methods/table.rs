@@ -1,23 +1,20 @@
-//! `report/table`: one row a method, with intervals, distance to retraining, seconds of each phase and the break-even number of requests.
+//! `report/table`: one row a method, with intervals, distance to retraining, seconds and the break-even number of requests; and in words what they say.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::Context as _;
-use dcu_artifact::{Digest, Metrics};
+use dcu_artifact::Metrics;
 use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::lineage::{Instance, Lineage, Phases};
-use crate::statistics::{Estimate, over_seeds, share};
+use crate::lineage::{Lineage, Phases};
+use crate::rows::{
+    APART, ATTACK, BreakEven, EARLIER, FORGOTTEN_CLASSES, Judged, NULL, PHASES, REFERENCE, Row, SCORES, Score, judged, rows,
+};
+use crate::statistics::{Estimate, attack_noise};
 use crate::table::{TextTable, wrapped};
-
-/// The scores whose differences make up the distance to retraining, and the counts behind their binomial intervals.
-const SCORES: [(&str, &str); 4] =
-    [("retain_accuracy", "retain"), ("forget_accuracy", "forget"), ("test_accuracy", "test"), ("mia_accuracy", "attack_pairs")];
-/// The label of the retrained model, which everything is measured against.
-const REFERENCE: &str = "retrain";
+use crate::verdict::verdict;
 
 pub(crate) struct Table;
 
@@ -28,8 +25,9 @@ pub(crate) struct Parameters {}
 
 impl Method for Table {
     const NAME: &'static str = "table";
-    const VERSION: u32 = 1;
-    const SUMMARY: &'static str = "A table of all methods: scores with intervals, distance to retraining, seconds, break-even";
+    const VERSION: u32 = 2;
+    const SUMMARY: &'static str =
+        "A table of all methods: scores with intervals, distance to retraining, seconds, break-even, and a verdict in words";
     const USES_SEED: bool = false;
     const INPUTS: &'static [Input] = &[Input::many::<Metrics>("metrics")];
     const OUTPUTS: &'static [Output] = &[
@@ -56,7 +54,8 @@ impl Method for Table {
             )
         })?;
         let lineage = Lineage::parse(timings)?;
-        let report = Report::new(&lineage, &metrics)?;
+        let judged = judged(&lineage, &metrics)?;
+        let report = Report::new(&lineage, &judged);
         context.write_file("table", "file/txt", report.text().as_bytes())?;
         context.write_file("markdown", "file/md", report.markdown().as_bytes())?;
         context.write_file("csv", "file/csv", report.csv().as_bytes())?;
@@ -64,98 +63,37 @@ impl Method for Table {
     }
 }
 
-/// One model of one seed, judged.
-struct Judged<'a> {
-    method: &'a str,
-    model: &'a Instance,
-    metrics: &'a Metrics,
-    phases: Phases,
-}
-
-/// One method over its seeds.
-struct Row<'a> {
-    method: &'a str,
-    runs: Vec<&'a Judged<'a>>,
-    scores: BTreeMap<&'static str, Estimate>,
-    distance: Option<Estimate>,
-    phases: Phases,
-    break_even: Option<BreakEven>,
-}
-
-#[derive(Clone, Copy)]
-enum BreakEven {
-    Requests(f64),
-    Never,
-}
-
 struct Report<'a> {
     lineage: &'a Lineage,
-    judged: Vec<Judged<'a>>,
+    judged: &'a [Judged<'a>],
+    rows: Vec<Row<'a>>,
 }
 
 impl<'a> Report<'a> {
-    fn new(lineage: &'a Lineage, metrics: &'a [(Metrics, Digest)]) -> anyhow::Result<Self> {
-        let digests: BTreeSet<String> = metrics.iter().map(|(_, digest)| digest.to_string()).collect();
-        let by_digest: BTreeMap<&str, &Metrics> = metrics.iter().map(|(metrics, digest)| (digest.as_str(), metrics)).collect();
-        let found: Vec<(&Instance, String)> =
-            lineage.evaluations(&digests).map(|(instance, digest)| (instance, digest.to_owned())).collect();
-        let mut judged = Vec::new();
-        for (evaluation, digest) in found {
-            let model = lineage
-                .judged(evaluation)
-                .with_context(|| format!("`{}` judges a model that the timings do not name", evaluation.instance))?;
-            judged.push(Judged { method: &model.label, model, metrics: by_digest[digest.as_str()], phases: lineage.phases(model) });
-        }
-        Ok(Self { lineage, judged })
-    }
-
-    fn methods(&self) -> Vec<&'a str> {
-        let mut methods = Vec::new();
-        self.judged.iter().for_each(|judged| {
-            if !methods.contains(&judged.method) {
-                methods.push(judged.method);
-            }
-        });
-        methods
-    }
-
-    fn runs(&self, method: &str) -> Vec<&Judged<'a>> {
-        self.judged.iter().filter(|judged| judged.method == method).collect()
-    }
-
-    fn rows(&self) -> Vec<Row<'_>> {
-        let reference = self.mean_reference();
-        let retraining = mean(self.runs(REFERENCE).iter().map(|run| run.phases.unlearn));
-        self.methods()
-            .into_iter()
-            .map(|method| {
-                let runs = self.runs(method);
-                let phases = mean_phases(&runs);
-                let scores = SCORES.into_iter().filter_map(|(score, count)| Some((score, estimate(&runs, score, count)?))).collect();
-                let distances: Vec<f64> = runs.iter().filter_map(|run| distance(run.metrics, reference.as_ref()?)).collect();
-                Row { method, scores, distance: over_seeds(&distances), phases, break_even: break_even(phases, retraining), runs }
-            })
-            .collect()
-    }
-
-    /// The mean score of the retrained models; `None` where a score is missing.
-    fn mean_reference(&self) -> Option<[f64; 4]> {
-        let runs = self.runs(REFERENCE);
-        let scores: Vec<f64> =
-            SCORES.iter().filter_map(|(score, _)| mean(runs.iter().filter_map(|run| run.metrics.scalars.get(*score).copied()))).collect();
-        scores.try_into().ok()
+    fn new(lineage: &'a Lineage, judged: &'a [Judged<'a>]) -> Self {
+        Self { lineage, judged, rows: rows(judged) }
     }
 
     fn seeds(&self) -> BTreeSet<u64> {
         self.judged.iter().filter_map(|judged| judged.model.seed).collect()
     }
 
+    /// The scores of the table: those that some row has beside those that all should have.
+    fn scores(&self) -> Vec<Score> {
+        let is_there = |score: &Score| self.rows.iter().any(|row| row.scores.contains_key(score.name));
+        SCORES.into_iter().chain(APART.into_iter().filter(is_there)).collect()
+    }
+
     fn text_table(&self) -> TextTable {
-        let heading = ["method", "retain %", "forget %", "test %", "attack %", "distance", "once s", "request s", "break-even"];
-        let rows = self.rows().into_iter().map(|row| {
-            let mut cells = vec![row.method.to_owned()];
-            cells.extend(SCORES.iter().map(|(score, _)| row.scores.get(score).map_or("-".into(), |estimate| percent(*estimate))));
-            cells.push(row.distance.map_or("-".into(), points));
+        let scores = self.scores();
+        let mut heading = vec!["method"];
+        heading.extend(scores.iter().map(|score| score.heading));
+        heading.extend(["distance", "null", "once s", "request s", "break-even"]);
+        let rows = self.rows.iter().map(|row| {
+            let mut cells = vec![row.name()];
+            cells.extend(scores.iter().map(|score| row.scores.get(score.name).map_or("-".into(), |estimate| shown(*estimate, 100.0))));
+            cells.push(row.distance.as_ref().map_or("-".into(), |estimate| shown(*estimate, 1.0)));
+            cells.push(row.null.map_or("-".into(), |null| format!("{null:.1}")));
             cells.push(seconds(row.phases.once()));
             cells.push(seconds(row.phases.each_request()));
             cells.push(match row.break_even {
@@ -165,80 +103,155 @@ impl<'a> Report<'a> {
             });
             cells
         });
-        TextTable { heading: heading.map(str::to_owned).to_vec(), rows: rows.collect() }
+        TextTable { heading: heading.into_iter().map(str::to_owned).collect(), rows: rows.collect() }
+    }
+
+    fn verdicts(&self) -> Vec<String> {
+        self.rows.iter().filter(|row| row.is_contender()).filter_map(|row| verdict(self.lineage, row)).collect()
     }
 
     /// What a reader must know to use the numbers.
     fn notes(&self) -> Vec<String> {
-        let seeds = self.seeds();
-        let listed = |values: &[String]| if values.is_empty() { "none".to_owned() } else { values.join(", ") };
-        let mut notes = vec![
-            format!(
-                "Pipeline `{}`, seeds {}, data {}.",
-                self.lineage.pipeline,
-                listed(&seeds.iter().map(ToString::to_string).collect::<Vec<_>>()),
-                listed(&self.lineage.dataset_digests().into_iter().map(str::to_owned).collect::<Vec<_>>())
-            ),
-            if seeds.len() > 1 {
-                "Each value is the mean over the seeds ± the 95 % t interval.".to_owned()
-            } else {
-                "One seed: ± is the 95 % binomial interval over the samples; it says nothing of how training varies.".to_owned()
-            },
-            format!(
-                "distance: mean absolute difference, in points, of the four scores to the mean of `{REFERENCE}`; the row `null`, a second retraining, shows \
-                 how much of it is chance. attack: accuracy of telling forget samples from unseen ones of the same classes by their loss; 50 is chance."
-            ),
-            "once: clustering, offline phase and condensation. request: request, reduced set and unlearning. break-even: requests after which the former has \
-             paid for itself against retraining."
-                .to_owned(),
-        ];
-        for row in self.rows() {
-            let model = row.runs[0].model;
-            let learned = self.lineage.learned_before_the_request(model);
-            if model.forgets() && row.phases.once() > 0.0 {
-                notes.push(format!("{}: still rests on what {} learned with the forgotten data.", row.method, learned.join(", ")));
-            }
-            for (score, reason) in row.runs.iter().flat_map(|run| &run.metrics.absent).collect::<BTreeMap<_, _>>() {
-                notes.push(format!("{}: no {score}: {reason}.", row.method));
-            }
+        let mut notes = vec![self.origin(), self.intervals()];
+        let mut distance = format!("distance: mean absolute difference, in points, of the four scores to the mean of `{REFERENCE}`");
+        if self.rows.iter().any(|row| row.null.is_some()) {
+            let there = self.rows.iter().any(|row| row.method == NULL);
+            distance += "; null: that of a second retraining";
+            distance +=
+                if there { ", the row `null`, which shows how much of it is chance" } else { ", which shows how much of it is chance" };
         }
-        if self.lineage.instances.iter().any(|instance| instance.trusted_code) {
-            notes.push("Some results were made by earlier code that the user chose to trust (`--trust-code`).".to_owned());
+        notes.push(distance + ".");
+        notes.push(self.attack());
+        if self.rows.iter().any(|row| row.phases.once() > 0.0) {
+            notes.push(
+                "once: clustering, offline phase and condensation. request: request, reduced set and unlearning. break-even: once / (what retraining costs for a \
+                 request - what the method does), the requests after which the former has paid for itself."
+                    .to_owned(),
+            );
+        }
+        notes.extend(self.apart());
+        notes.extend(self.missing());
+        notes
+    }
+
+    fn origin(&self) -> String {
+        let seeds = self.seeds().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let data = self.lineage.dataset_digests().into_iter().collect::<Vec<_>>().join(", ");
+        let or_none = |text: String| if text.is_empty() { "none".to_owned() } else { text };
+        format!("Pipeline `{}`, seeds {}, data {}.", self.lineage.pipeline, or_none(seeds), or_none(data))
+    }
+
+    fn intervals(&self) -> String {
+        let single = self.rows.iter().any(|row| row.runs.len() == 1);
+        let several = self.rows.iter().any(|row| row.runs.len() > 1);
+        let binomial = "in brackets is the 95 % binomial interval over the samples; it says nothing of how training varies.";
+        match (single, several) {
+            (true, true) => {
+                format!("Values with ± are means over the seeds with the 95 % t interval. Those of one seed alone have none: {binomial}")
+            }
+            (_, true) => "Each value is the mean over the seeds ± the 95 % t interval.".to_owned(),
+            _ => format!("One seed: {binomial}"),
+        }
+    }
+
+    /// What the attack is, and what so many samples can say.
+    fn attack(&self) -> String {
+        let what = "attack: accuracy of telling forget samples from unseen ones of the same classes by their loss; 50 is chance";
+        let pairs: BTreeSet<u64> =
+            self.rows.iter().filter(|row| row.scores.contains_key(ATTACK.name)).filter_map(|row| row.count(ATTACK.count)).collect();
+        let (Some(&fewest), Some(&most)) = (pairs.first(), pairs.last()) else { return format!("{what}.") };
+        let counted = if fewest == most { format!("{fewest} pairs") } else { format!("{fewest} to {most} pairs") };
+        let noise = 100.0 * attack_noise(fewest);
+        format!("{what}. With {counted} it varies by about ± {noise:.0} points by chance alone.")
+    }
+
+    /// What is counted apart: classes of which nothing is left, and samples that earlier requests forgot.
+    fn apart(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let has = |score: Score| self.rows.iter().any(|row| row.scores.contains_key(score.name));
+        if has(FORGOTTEN_CLASSES) {
+            let of = |metrics: &Metrics| {
+                let names = metrics.facts.get("class_names").cloned().unwrap_or_default();
+                let classes = metrics.facts.get("forgotten_classes").and_then(Value::as_array).cloned().unwrap_or_default();
+                let named = |class: &Value| names[class.as_u64()? as usize].as_str().map(|name| format!("`{name}`"));
+                classes.iter().filter_map(named).collect::<Vec<_>>()
+            };
+            let classes: BTreeSet<String> = self.judged.iter().flat_map(|judged| of(judged.metrics)).collect();
+            let listed = classes.into_iter().collect::<Vec<_>>().join(", ");
+            notes.push(format!(
+                "{}: accuracy on test samples of classes of which no sample is retained ({listed}); test % and the distance leave them out.",
+                FORGOTTEN_CLASSES.heading
+            ));
+        }
+        if has(EARLIER) {
+            notes.push(format!(
+                "{}: share of the samples that earlier requests forgot that the model still gives their label.",
+                EARLIER.heading
+            ));
         }
         notes
     }
 
+    /// Why numbers are missing, each reason once, with the rows that it is about.
+    fn missing(&self) -> Vec<String> {
+        let mut reasons: Vec<(String, Vec<String>)> = Vec::new();
+        for row in &self.rows {
+            let absent: BTreeMap<&String, &String> = row.runs.iter().flat_map(|run| &run.metrics.absent).collect();
+            let scores = absent.into_iter().map(|(score, reason)| format!("No {score}: {reason}"));
+            let distance = row.distance.as_ref().err().map(|reason| format!("No distance: {reason}"));
+            for reason in scores.chain(distance) {
+                match reasons.iter_mut().find(|(known, _)| *known == reason) {
+                    Some((_, names)) => names.push(row.name()),
+                    None => reasons.push((reason, vec![row.name()])),
+                }
+            }
+        }
+        let whom = |names: Vec<String>| if names.len() == self.rows.len() { String::new() } else { format!(" ({})", names.join("; ")) };
+        reasons.into_iter().map(|(reason, names)| format!("{reason}{}.", whom(names))).collect()
+    }
+
     fn text(&self) -> String {
-        let notes: Vec<String> = self.notes().iter().map(|note| wrapped(note)).collect();
-        format!("{}\n{}\n", self.text_table().to_text(), notes.join("\n"))
+        let paragraphs = |texts: Vec<String>| texts.iter().map(|text| wrapped(text) + "\n").collect::<String>();
+        let verdicts = self.verdicts();
+        let gap = if verdicts.is_empty() { "" } else { "\n" };
+        format!("{}\n{}{gap}{}", self.text_table().to_text(), paragraphs(verdicts), paragraphs(self.notes()))
     }
 
     fn markdown(&self) -> String {
-        let notes: Vec<String> = self.notes().iter().map(|note| format!("- {note}")).collect();
-        format!("# {}\n\n{}\n{}\n", self.lineage.pipeline, self.text_table().to_markdown(), notes.join("\n"))
+        let list = |title: &str, texts: Vec<String>| {
+            let lines: String = texts.iter().map(|text| format!("- {text}\n")).collect();
+            if lines.is_empty() { lines } else { format!("\n## {title}\n\n{lines}") }
+        };
+        let table = self.text_table().to_markdown();
+        format!("# {}\n\n{table}{}{}", self.lineage.pipeline, list("Verdict", self.verdicts()), list("Notes", self.notes()))
     }
 
-    /// One line a method, numbers only; a missing one is empty.
+    /// One line a row, numbers only; a missing one is empty.
     fn csv(&self) -> String {
         let number = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:?}"));
-        let mut heading = vec!["method".to_owned(), "seeds".to_owned()];
-        heading.extend(SCORES.iter().flat_map(|(score, _)| [(*score).to_owned(), format!("{score}_low"), format!("{score}_high")]));
-        heading.push("distance_to_retraining".to_owned());
+        let scores: Vec<Score> = SCORES.into_iter().chain(APART).collect();
+        let ends = |name: &str| [name.to_owned(), format!("{name}_low"), format!("{name}_high")];
+        let mut heading = ["pipeline", "data", "method", "coordinates", "seeds"].map(str::to_owned).to_vec();
+        heading.extend(scores.iter().flat_map(|score| ends(score.name)));
+        heading.extend(ends("distance_to_retraining"));
+        heading.push("null_distance".to_owned());
         heading.extend(PHASES.map(|(name, _)| name.to_owned()));
-        heading.push("break_even_requests".to_owned());
-        let rows = self.rows().into_iter().map(|row| {
-            let mut cells = vec![row.method.to_owned(), row.runs.len().to_string()];
-            for (score, _) in SCORES {
-                let estimate = row.scores.get(score);
-                let interval = estimate.and_then(|estimate| estimate.interval);
-                cells.extend([
-                    number(estimate.map(|estimate| estimate.mean)),
-                    number(interval.map(|(low, _)| low)),
-                    number(interval.map(|(_, high)| high)),
-                ]);
-            }
-            cells.push(number(row.distance.map(|distance| distance.mean)));
+        heading.extend(["once_seconds", "each_request_seconds", "break_even_requests"].map(str::to_owned));
+        let data = self.lineage.dataset_digests().into_iter().collect::<Vec<_>>().join(" ");
+        let three = |estimate: Option<&Estimate>| {
+            let interval = estimate.and_then(|estimate| estimate.interval);
+            [estimate.map(|estimate| estimate.mean), interval.map(|(low, _)| low), interval.map(|(_, high)| high)].map(number)
+        };
+        let rows = self.rows.iter().map(|row| {
+            let coordinates: Vec<String> = row.coordinates.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            let seeds: Vec<String> = row.runs.iter().filter_map(|run| run.model.seed).map(|seed| seed.to_string()).collect();
+            let mut cells =
+                vec![self.lineage.pipeline.clone(), data.clone(), row.method.to_owned(), coordinates.join(" "), seeds.join(" ")];
+            cells.extend(scores.iter().flat_map(|score| three(row.scores.get(score.name))));
+            cells.extend(three(row.distance.as_ref().ok()));
+            cells.push(number(row.null));
             cells.extend(PHASES.map(|(_, pick)| number(Some(pick(row.phases)))));
+            cells.extend([row.phases.once(), row.phases.each_request()].map(|seconds| number(Some(seconds))));
             cells.push(number(row.break_even.map(|requests| match requests {
                 BreakEven::Requests(requests) => requests,
                 BreakEven::Never => f64::INFINITY,
@@ -249,22 +262,31 @@ impl<'a> Report<'a> {
     }
 
     fn json(&self) -> Value {
-        let number = |estimate: &Estimate| json!({ "mean": estimate.mean, "interval": estimate.interval });
-        let rows = self.rows().into_iter().map(|row| {
+        let number = |estimate: &Estimate| {
+            let ends = estimate.interval;
+            json!({ "mean": estimate.mean, "low": ends.map(|(low, _)| low), "high": ends.map(|(_, high)| high) })
+        };
+        let rows = self.rows.iter().map(|row| {
             let runs = row.runs.iter().map(|run| {
                 json!({ "seed": run.model.seed, "instance": run.model.instance, "scores": run.metrics.scalars, "absent": run.metrics.absent,
-                        "seconds": phase_values(run.phases) })
+                        "seconds": seconds_of(run.phases) })
             });
+            let verdict = Some(row).filter(|row| row.is_contender()).and_then(|row| verdict(self.lineage, row));
             json!({
                 "method": row.method,
+                "coordinates": row.coordinates.iter().map(|(key, value)| (*key, value)).collect::<BTreeMap<_, _>>(),
                 "scores": row.scores.iter().map(|(score, estimate)| (*score, number(estimate))).collect::<BTreeMap<_, _>>(),
-                "distance_to_retraining": row.distance.as_ref().map(number),
-                "seconds": phase_values(row.phases),
+                "distance_to_retraining": row.distance.as_ref().ok().map(number),
+                "no_distance_because": row.distance.as_ref().err(),
+                "null_distance": row.null,
+                "seconds": seconds_of(row.phases),
                 "break_even_requests": match row.break_even {
                     Some(BreakEven::Requests(requests)) => json!(requests),
                     Some(BreakEven::Never) => json!("never"),
                     None => Value::Null,
                 },
+                "still_rests_on": self.lineage.learned_before_the_request(row.runs[0].model),
+                "verdict": verdict,
                 "runs": runs.collect::<Vec<_>>(),
             })
         });
@@ -276,67 +298,21 @@ impl<'a> Report<'a> {
     }
 }
 
-type PickPhase = fn(Phases) -> f64;
-
-const PHASES: [(&str, PickPhase); 6] = [
-    ("cluster_seconds", |phases| phases.cluster),
-    ("offline_seconds", |phases| phases.offline),
-    ("condense_seconds", |phases| phases.condense),
-    ("request_seconds", |phases| phases.request),
-    ("reduce_seconds", |phases| phases.reduce),
-    ("unlearn_seconds", |phases| phases.unlearn),
-];
-
-fn phase_values(phases: Phases) -> BTreeMap<&'static str, f64> {
-    PHASES.iter().map(|(name, pick)| (*name, pick(phases))).collect()
+/// Each phase, and what is paid once and for each request.
+fn seconds_of(phases: Phases) -> BTreeMap<&'static str, f64> {
+    let sums = [("once_seconds", phases.once()), ("each_request_seconds", phases.each_request())];
+    PHASES.iter().map(|(name, pick)| (*name, pick(phases))).chain(sums).collect()
 }
 
-fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
-    over_seeds(&values.collect::<Vec<_>>()).map(|estimate| estimate.mean)
-}
-
-fn mean_phases(runs: &[&Judged<'_>]) -> Phases {
-    let average = |pick: PickPhase| mean(runs.iter().map(|run| pick(run.phases))).unwrap_or(0.0);
-    let [cluster, offline, condense, request, reduce, unlearn] = PHASES.map(|(_, pick)| average(pick));
-    Phases { cluster, offline, condense, request, reduce, unlearn }
-}
-
-/// Over several seeds the t interval; over one the binomial interval.
-fn estimate(runs: &[&Judged<'_>], score: &str, count: &str) -> Option<Estimate> {
-    let values: Vec<f64> = runs.iter().filter_map(|run| run.metrics.scalars.get(score).copied()).collect();
-    let estimate = over_seeds(&values)?;
-    let samples = runs[0].metrics.facts.get("counts").and_then(|counts| counts[count].as_f64());
-    // The attack judges members and as many non-members.
-    let samples = samples.map(|samples| if count == "attack_pairs" { 2.0 * samples } else { samples });
-    match (estimate.interval, samples) {
-        (None, Some(samples)) if samples > 0.0 => Some(share(estimate.mean, samples)),
-        _ => Some(estimate),
-    }
-}
-
-/// In points.
-fn distance(metrics: &Metrics, reference: &[f64; 4]) -> Option<f64> {
-    let differences: Option<Vec<f64>> =
-        SCORES.iter().zip(reference).map(|((score, _), reference)| Some((metrics.scalars.get(*score)? - reference).abs())).collect();
-    mean(differences?.into_iter()).map(|fraction| 100.0 * fraction)
-}
-
-/// How many requests it takes until what is paid once has paid for itself; `None` for a method that pays nothing once.
-fn break_even(phases: Phases, retraining: Option<f64>) -> Option<BreakEven> {
-    let saved = retraining? - phases.each_request();
-    (phases.once() > 0.0 && phases.unlearn > 0.0)
-        .then(|| if saved > 0.0 { BreakEven::Requests(phases.once() / saved) } else { BreakEven::Never })
-}
-
-fn percent(estimate: Estimate) -> String {
-    let half = estimate.interval.map(|(low, high)| 50.0 * (high - low));
-    half.map_or_else(|| format!("{:.1}", 100.0 * estimate.mean), |half| format!("{:.1} ± {half:.1}", 100.0 * estimate.mean))
-}
-
-fn points(estimate: Estimate) -> String {
-    match estimate.interval {
-        Some((low, high)) => format!("{:.1} ± {:.1}", estimate.mean, 0.5 * (high - low)),
-        None => format!("{:.1}", estimate.mean),
+/// A value with its interval: `mean ± half` where it is symmetric, else the ends below the mean.
+fn shown(estimate: Estimate, unit: f64) -> String {
+    let Estimate { mean, interval } = estimate;
+    match interval {
+        None => format!("{:.1}", unit * mean),
+        Some((low, high)) if ((high - mean) - (mean - low)).abs() <= 1e-9 => {
+            format!("{:.1} ± {:.1}", unit * mean, unit * 0.5 * (high - low))
+        }
+        Some((low, high)) => format!("{:.1}\n[{:.1}, {:.1}]", unit * mean, unit * low.max(0.0), unit * high),
     }
 }
 
@@ -347,23 +323,113 @@ fn seconds(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rows::tests::{Case, evaluated};
 
-    #[test]
-    fn break_even_follows_its_definition() {
-        let phases = Phases { cluster: 1.0, offline: 2.0, condense: 3.0, request: 0.5, reduce: 0.5, unlearn: 1.0 };
-        assert!(matches!(break_even(phases, Some(5.0)), Some(BreakEven::Requests(requests)) if (requests - 2.0).abs() < 1e-12));
-        assert!(matches!(break_even(phases, Some(2.0)), Some(BreakEven::Never)));
-        assert!(break_even(Phases { unlearn: 1.0, ..Phases::default() }, Some(5.0)).is_none());
+    const CASES: [Case; 4] = [
+        Case("original", 1, &[], [1.0, 1.0, 0.9, 0.9]),
+        Case("modular", 1, &[], [0.9, 0.2, 0.8, 0.6]),
+        Case("retrain", 1, &[], [1.0, 0.0, 0.9, 0.5]),
+        Case("null", 1, &[], [1.0, 0.0, 0.9, 0.54]),
+    ];
+
+    struct Shown {
+        text: String,
+        markdown: String,
+        csv: String,
+        json: Value,
+    }
+
+    fn report(cases: &[Case], more: impl Fn(&Case, &mut Metrics)) -> Shown {
+        let (lineage, metrics) = evaluated(cases, more);
+        let judged = judged(&lineage, &metrics).unwrap();
+        let report = Report::new(&lineage, &judged);
+        Shown { text: report.text(), markdown: report.markdown(), csv: report.csv(), json: report.json() }
     }
 
     #[test]
-    fn the_distance_is_the_mean_difference_in_points() {
-        let mut metrics = Metrics::default();
-        for (score, value) in SCORES.iter().zip([0.9, 0.5, 0.4, 0.6]) {
-            metrics.scalar(score.0, value, "fraction", "");
+    fn an_interval_that_is_not_symmetric_is_shown_by_its_ends() {
+        assert_eq!(shown(crate::statistics::share(0.0, 60.0), 100.0), "0.0\n[0.0, 6.0]");
+        assert_eq!(shown(crate::statistics::over_seeds(&[0.1, 0.2, 0.3]).unwrap(), 100.0), "20.0 ± 24.8");
+        let markdown = report(&CASES, |_, _| {}).markdown;
+        assert!(markdown.contains(" 0.0 [0.0, 6.0] |"), "{markdown}");
+        let text = report(&CASES, |_, _| {}).text;
+        assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
+    }
+
+    #[test]
+    fn every_form_has_all_that_makes_a_number_comparable() {
+        let Shown { text, markdown, csv, json } = report(&CASES, |_, _| {});
+        for shown in [&text, &markdown] {
+            for expected in
+                ["retain %", "distance", "null", "once s", "request s", "break-even", "Pipeline `test`, seeds 1, data dddddddddddd."]
+            {
+                assert!(shown.contains(expected), "`{expected}` is not in:\n{shown}");
+            }
         }
-        assert!((distance(&metrics, &[1.0, 0.5, 0.5, 0.5]).unwrap() - 7.5).abs() < 1e-9);
-        metrics.scalars.remove("mia_accuracy");
-        assert_eq!(distance(&metrics, &[1.0, 0.5, 0.5, 0.5]), None);
+        let cells = |line: usize| csv.lines().nth(line).unwrap().split(',').map(str::to_owned).collect::<Vec<_>>();
+        let value = |line: usize, name: &str| cells(line)[cells(0).iter().position(|heading| heading == name).unwrap()].clone();
+        assert_eq!(["pipeline", "data", "method", "seeds"].map(|name| value(2, name)), ["test", "dddddddddddd", "modular", "1"]);
+        assert_eq!(["forget_accuracy", "once_seconds", "each_request_seconds"].map(|name| value(2, name)), ["0.2", "4.0", "1.5"]);
+        for (name, expected) in [("distance_to_retraining", 12.5), ("null_distance", 1.0), ("break_even_requests", 4.0 / 9.0)] {
+            assert!((value(2, name).parse::<f64>().unwrap() - expected).abs() < 1e-9, "{name}: {}", value(2, name));
+        }
+        assert!(
+            value(2, "forget_accuracy_low").parse::<f64>().unwrap() < 0.2 && value(2, "forget_accuracy_high").parse::<f64>().unwrap() > 0.2
+        );
+        assert_eq!((&json["pipeline"], &json["data"][0], &json["seeds"][0]), (&json!("test"), &json!("dddddddddddd"), &json!(1)));
+        let modular = &json["methods"][1];
+        assert!(modular["scores"]["forget_accuracy"]["low"].as_f64().unwrap() < 0.2);
+        assert!((modular["null_distance"].as_f64().unwrap() - 1.0).abs() < 1e-9);
+        assert_eq!(modular["still_rests_on"], json!(["base", "offline"]));
+        assert!(modular["verdict"].as_str().unwrap().starts_with("modular: "));
+        assert!(json["methods"][0]["verdict"].is_null() && json["methods"][2]["verdict"].is_null());
+        assert!(text.contains("\nmodular: still gives the forgotten samples their label in 20 %, retraining in 0 %."), "{text}");
+    }
+
+    #[test]
+    fn a_missing_distance_has_its_reason_and_reasons_are_not_repeated() {
+        let attackless = |_: &Case, metrics: &mut Metrics| {
+            metrics.scalars.remove("mia_accuracy");
+            metrics.absent.insert("mia_accuracy".into(), "1 pair is too few".into());
+        };
+        let text = report(&CASES, attackless).text;
+        assert_eq!(text.matches("No mia_accuracy: 1 pair is too few.").count(), 1, "{text}");
+        assert_eq!(text.matches("No distance: it needs mia_accuracy, which is not there.").count(), 1, "{text}");
+        assert!(!text.contains("modular: No") && !text.contains("by chance alone"), "{text}");
+        let one = |case: &Case, metrics: &mut Metrics| {
+            if case.0 == "modular" {
+                attackless(case, metrics);
+            }
+        };
+        let text = report(&CASES, one).text;
+        assert!(text.contains("No mia_accuracy: 1 pair is too few (modular)."), "{text}");
+    }
+
+    #[test]
+    fn the_null_is_explained_only_where_there_is_one() {
+        assert!(report(&CASES, |_, _| {}).text.contains("the row `null`"));
+        let without = report(&CASES[..3], |_, _| {}).text;
+        assert!(!without.contains("`null`") && !without.contains("null:"), "{without}");
+        assert!(report(&CASES[..2], |_, _| {}).text.contains("No distance: there is no row `retrain` to measure it from."));
+    }
+
+    #[test]
+    fn what_so_few_samples_can_say_is_said() {
+        let text = report(&CASES, |_, _| {}).text;
+        assert!(text.replace("\n  ", " ").contains("With 60 pairs it varies by about ± 9 points by chance alone."), "{text}");
+    }
+
+    #[test]
+    fn forgotten_classes_and_earlier_requests_are_shown_apart() {
+        let more = |_: &Case, metrics: &mut Metrics| {
+            metrics.scalar("test_forgotten_accuracy", 0.25, "fraction", "a share");
+            metrics.scalar("earlier_accuracy", 0.5, "fraction", "a share");
+            metrics.facts.insert("forgotten_classes".into(), json!([1]));
+        };
+        let text = report(&CASES, more).text.replace("\n  ", " ");
+        for expected in ["test forgotten %", "earlier %", "no sample is retained (`b`)", "25.0", "50.0"] {
+            assert!(text.contains(expected), "`{expected}` is not in:\n{text}");
+        }
+        assert!(!report(&CASES, |_, _| {}).text.contains("forgotten %"));
     }
 }

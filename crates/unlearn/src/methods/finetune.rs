@@ -1,6 +1,6 @@
 //! `unlearn/finetune`: training goes on without the forget set, in the hope that it fades (also called catastrophic forgetting).
 
-use dcu_artifact::{Dataset, Model, Request};
+use dcu_artifact::{Dataset, Holdout, Model, Reduced, Request};
 use dcu_nn::model;
 use dcu_nn::rng::Streams;
 use dcu_nn::train::Recipe;
@@ -26,7 +26,14 @@ impl Method for Finetune {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Trains the original model on, on the retain set alone";
     const USES_SEED: bool = true;
-    const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Model>("model"), Input::one::<Request>("request")];
+    const INPUTS: &'static [Input] = &[
+        Input::one::<Model>("model"),
+        Input::one::<Dataset>("dataset"),
+        Input::one::<Request>("request"),
+        Input::unused::<Reduced>("reduced"),
+        Input::unused::<Dataset>("test"),
+        Input::unused::<Holdout>("holdout"),
+    ];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Model>("model")];
 
     type Parameters = Parameters;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use dcu_artifact::{Dataset, Holdout, Model, Reduced};
+use dcu_artifact::{Dataset, Holdout, Model, Reduced, Request};
 use dcu_nn::network::{self, Mode, ModeRule, Modes};
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
@@ -35,7 +35,7 @@ pub(crate) struct Parameters {
     beginning_epochs: usize,
     /// Passes of the final over the remembrance set in each round, one step each; by default the paper's for the network (MLP 15, CNN 10).
     final_passes: Option<usize>,
-    /// The share of the overture, at its end, in which the final is left alone; by default the paper's (MLP 1/2, CNN 5/6).
+    /// The share of the overture, at its end, in which the final is left alone, but for one round at least; by default the paper's (MLP 1/2, CNN 5/6).
     final_rest: Option<f64>,
     /// Epochs of the intermediate after the overture.
     intermediate_epochs: usize,
@@ -85,10 +85,11 @@ impl Parameters {
             Family::Mlp => (15, 0.5, 1e-3, 1e-4),
             Family::Cnn => (10, 25.0 / 30.0, 3e-3, 3e-3),
         };
-        let resting = (self.final_rest.unwrap_or(rest) * self.overture as f64).round() as usize;
+        // A share below 1 leaves the final at least one round, however short the overture.
+        let resting = ((self.final_rest.unwrap_or(rest) * self.overture as f64).round() as usize).min(self.overture.saturating_sub(1));
         Schedule {
             final_passes: self.final_passes.unwrap_or(passes),
-            rounds_with_final: self.overture - resting.min(self.overture),
+            rounds_with_final: self.overture - resting,
             overture_lr: self.overture_lr.unwrap_or(overture_lr),
             intermediate_lr: self.intermediate_lr.unwrap_or(intermediate_lr),
         }
@@ -104,12 +105,18 @@ impl Parameters {
 
 impl Method for Modular {
     const NAME: &'static str = "modular";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const SUMMARY: &'static str =
         "Modular unlearning: overture of beginning and final, then one pass of the intermediate, on the reduced set";
     const USES_SEED: bool = true;
-    const INPUTS: &'static [Input] =
-        &[Input::one::<Model>("model"), Input::one::<Reduced>("reduced"), Input::one::<Dataset>("test"), Input::one::<Holdout>("holdout")];
+    const INPUTS: &'static [Input] = &[
+        Input::one::<Model>("model"),
+        Input::unused::<Dataset>("dataset"),
+        Input::unused::<Request>("request"),
+        Input::one::<Reduced>("reduced"),
+        Input::one::<Dataset>("test"),
+        Input::one::<Holdout>("holdout"),
+    ];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Model>("model")];
 
     type Parameters = Parameters;
@@ -248,6 +255,15 @@ mod tests {
         assert_eq!(rounds(&Parameters::default(), Family::Mlp), 15);
         assert_eq!(rounds(&Parameters::default(), Family::Cnn), 5);
         assert_eq!(rounds(&Parameters { overture: 10, final_rest: Some(0.0), ..Parameters::default() }, Family::Cnn), 10);
+    }
+
+    #[test]
+    fn the_final_is_trained_in_the_shortest_overture_too() {
+        let rounds =
+            |overture, final_rest, family| Parameters { overture, final_rest, ..Parameters::default() }.schedule(family).rounds_with_final;
+        assert_eq!([1, 2, 3, 6].map(|overture| rounds(overture, None, Family::Cnn)), [1, 1, 1, 1]);
+        assert_eq!([0, 1, 2, 4].map(|overture| rounds(overture, None, Family::Mlp)), [0, 1, 1, 2]);
+        assert_eq!(rounds(5, Some(0.99), Family::Mlp), 1);
     }
 
     #[test]

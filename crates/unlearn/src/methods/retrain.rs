@@ -1,6 +1,6 @@
 //! `unlearn/retrain`: training from scratch without the forget set, which is what every other method is judged by.
 
-use dcu_artifact::{Dataset, Model, Request};
+use dcu_artifact::{Dataset, Holdout, Model, Reduced, Request};
 use dcu_nn::rng::Streams;
 use dcu_nn::{Network, model};
 use dcu_stage::{Context, Input, Method, Output, Rejected};
@@ -29,7 +29,14 @@ impl Method for Retrain {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Trains from scratch on the retain set, by the base model's architecture and recipe, never its weights";
     const USES_SEED: bool = true;
-    const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Model>("model"), Input::one::<Request>("request")];
+    const INPUTS: &'static [Input] = &[
+        Input::one::<Model>("model"),
+        Input::one::<Dataset>("dataset"),
+        Input::one::<Request>("request"),
+        Input::unused::<Reduced>("reduced"),
+        Input::unused::<Dataset>("test"),
+        Input::unused::<Holdout>("holdout"),
+    ];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Model>("model")];
 
     type Parameters = Parameters;

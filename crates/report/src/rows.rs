@@ -1,0 +1,380 @@
+//! From judged models to rows: what is pooled, what it is measured against, and what it cost.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Context as _;
+use dcu_artifact::{Digest, Metrics};
+
+use crate::lineage::{Instance, Lineage, Phases};
+use crate::statistics::{Estimate, over_seeds, share};
+
+/// A score in the table, and the count in the metrics' facts behind its binomial interval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Score {
+    pub(crate) name: &'static str,
+    pub(crate) count: &'static str,
+    pub(crate) heading: &'static str,
+}
+
+/// The scores whose differences make up the distance to retraining.
+pub(crate) const SCORES: [Score; 4] = [
+    Score { name: "retain_accuracy", count: "retain", heading: "retain %" },
+    FORGET,
+    Score { name: "test_accuracy", count: "test", heading: "test %" },
+    ATTACK,
+];
+pub(crate) const FORGET: Score = Score { name: "forget_accuracy", count: "forget", heading: "forget %" };
+pub(crate) const ATTACK: Score = Score { name: "mia_accuracy", count: "attack_pairs", heading: "attack %" };
+/// Scores that only some requests have, and that no distance counts.
+pub(crate) const APART: [Score; 2] = [EARLIER, FORGOTTEN_CLASSES];
+pub(crate) const EARLIER: Score = Score { name: "earlier_accuracy", count: "earlier", heading: "earlier %" };
+pub(crate) const FORGOTTEN_CLASSES: Score = Score { name: "test_forgotten_accuracy", count: "test_forgotten", heading: "test forgotten %" };
+
+/// The label of the retrained model, which everything is measured against.
+pub(crate) const REFERENCE: &str = "retrain";
+/// The label of a second retraining.
+pub(crate) const NULL: &str = "null";
+
+/// One model of one seed, judged.
+#[derive(Debug)]
+pub(crate) struct Judged<'a> {
+    pub(crate) method: &'a str,
+    pub(crate) model: &'a Instance,
+    pub(crate) metrics: &'a Metrics,
+    pub(crate) phases: Phases,
+    evaluation: &'a Instance,
+}
+
+/// One method at one point of the matrices, over its seeds.
+#[derive(Debug)]
+pub(crate) struct Row<'a> {
+    pub(crate) method: &'a str,
+    /// What tells this row from others of the same method: key and value of a matrix.
+    pub(crate) coordinates: Vec<(&'a str, String)>,
+    pub(crate) runs: Vec<&'a Judged<'a>>,
+    pub(crate) scores: BTreeMap<&'static str, Estimate>,
+    /// In points, or why there is none.
+    pub(crate) distance: Result<Estimate, String>,
+    /// The distance of a second retraining under the same circumstances.
+    pub(crate) null: Option<f64>,
+    /// The scores of retraining under the same circumstances.
+    pub(crate) reference: BTreeMap<&'static str, Estimate>,
+    /// Seconds that retraining costs for a request.
+    pub(crate) retraining: Option<f64>,
+    pub(crate) phases: Phases,
+    pub(crate) break_even: Option<BreakEven>,
+}
+
+/// After how many requests what is paid once has paid for itself.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum BreakEven {
+    Requests(f64),
+    Never,
+}
+
+impl Row<'_> {
+    /// The method with its coordinates.
+    pub(crate) fn name(&self) -> String {
+        let coordinates: String = self.coordinates.iter().map(|(key, value)| format!(", {key} {value}")).collect();
+        format!("{}{coordinates}", self.method)
+    }
+
+    /// Whether this is a method of forgetting that is to be judged by retraining.
+    pub(crate) fn is_contender(&self) -> bool {
+        self.method != REFERENCE && self.method != NULL && self.runs[0].model.forgets()
+    }
+
+    /// The size of a set in the metrics' facts.
+    pub(crate) fn count(&self, name: &str) -> Option<u64> {
+        count(self.runs[0].metrics, name)
+    }
+}
+
+/// Follows every metrics artifact to the model that it judges.
+///
+/// # Errors
+/// When the timings do not name that model.
+pub(crate) fn judged<'a>(lineage: &'a Lineage, metrics: &'a [(Metrics, Digest)]) -> anyhow::Result<Vec<Judged<'a>>> {
+    let by_digest: BTreeMap<&str, &Metrics> = metrics.iter().map(|(metrics, digest)| (digest.as_str(), metrics)).collect();
+    let judge = |(evaluation, metrics)| {
+        let evaluation: &Instance = evaluation;
+        let model =
+            lineage.judged(evaluation).with_context(|| format!("`{}` judges a model that the timings do not name", evaluation.instance))?;
+        Ok(Judged { method: &model.label, model, metrics, phases: lineage.phases(model), evaluation })
+    };
+    lineage.evaluations(&by_digest).map(judge).collect()
+}
+
+/// The rows, in the order of the pipeline. Only seeds are pooled: a method at two points of a matrix is two rows.
+pub(crate) fn rows<'a>(judged: &'a [Judged<'a>]) -> Vec<Row<'a>> {
+    let mut groups: Vec<Vec<&Judged<'_>>> = Vec::new();
+    for run in judged {
+        let same = |group: &&mut Vec<&Judged<'_>>| {
+            (group[0].method, &group[0].evaluation.coordinates) == (run.method, &run.evaluation.coordinates)
+        };
+        match groups.iter_mut().find(same) {
+            Some(group) => group.push(run),
+            None => groups.push(vec![run]),
+        }
+    }
+    groups.into_iter().map(|runs| row(judged, runs)).collect()
+}
+
+fn row<'a>(judged: &'a [Judged<'a>], runs: Vec<&'a Judged<'a>>) -> Row<'a> {
+    let (first, phases) = (runs[0], mean_phases(&runs));
+    let references = alike(judged, REFERENCE, first);
+    let distance = distances(&runs, &references);
+    let nulls = alike(judged, NULL, first);
+    let retraining = mean(references.iter().map(|run| run.phases.each_request()));
+    Row {
+        method: first.method,
+        coordinates: varying(judged, first.method).into_iter().filter_map(|key| Some((key, value(first, key)?))).collect(),
+        scores: estimates(&runs),
+        null: distances(&nulls, &references).ok().map(|estimate| estimate.mean),
+        reference: estimates(&references),
+        break_even: break_even(phases, retraining),
+        distance,
+        retraining,
+        phases,
+        runs,
+    }
+}
+
+fn value(run: &Judged<'_>, key: &str) -> Option<String> {
+    let value = run.evaluation.coordinates.get(key)?;
+    Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+}
+
+/// The keys of matrices in which the runs of a method differ. Those that only choose the method are not among them.
+fn varying<'a>(judged: &'a [Judged<'a>], method: &str) -> Vec<&'a str> {
+    let runs = || judged.iter().filter(|run| run.method == method);
+    let keys: BTreeSet<&str> = runs().flat_map(|run| run.evaluation.coordinates.keys()).map(String::as_str).collect();
+    keys.into_iter().filter(|key| runs().map(|run| value(run, key)).collect::<BTreeSet<_>>().len() > 1).collect()
+}
+
+/// The runs of `method` that agree with `run` in whatever matrix both go through.
+fn alike<'a>(judged: &'a [Judged<'a>], method: &str, run: &Judged<'_>) -> Vec<&'a Judged<'a>> {
+    let keys = varying(judged, method);
+    let agrees = |other: &&Judged<'_>| keys.iter().all(|key| value(run, key).is_none_or(|own| value(other, key) == Some(own)));
+    judged.iter().filter(|other| other.method == method).filter(agrees).collect()
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    over_seeds(&values.collect::<Vec<_>>()).map(|estimate| estimate.mean)
+}
+
+fn mean_phases(runs: &[&Judged<'_>]) -> Phases {
+    let average = |pick: PickPhase| mean(runs.iter().map(|run| pick(run.phases))).unwrap_or(0.0);
+    let [cluster, offline, condense, request, reduce, unlearn] = PHASES.map(|(_, pick)| average(pick));
+    Phases { cluster, offline, condense, request, reduce, unlearn }
+}
+
+pub(crate) type PickPhase = fn(Phases) -> f64;
+
+pub(crate) const PHASES: [(&str, PickPhase); 6] = [
+    ("cluster_seconds", |phases| phases.cluster),
+    ("offline_seconds", |phases| phases.offline),
+    ("condense_seconds", |phases| phases.condense),
+    ("request_seconds", |phases| phases.request),
+    ("reduce_seconds", |phases| phases.reduce),
+    ("unlearn_seconds", |phases| phases.unlearn),
+];
+
+fn count(metrics: &Metrics, name: &str) -> Option<u64> {
+    metrics.facts.get("counts")?.get(name)?.as_u64()
+}
+
+fn estimates(runs: &[&Judged<'_>]) -> BTreeMap<&'static str, Estimate> {
+    SCORES.into_iter().chain(APART).filter_map(|score| Some((score.name, estimate(runs, score)?))).collect()
+}
+
+/// Over several seeds the t interval; over one the binomial interval.
+fn estimate(runs: &[&Judged<'_>], score: Score) -> Option<Estimate> {
+    let values: Vec<f64> = runs.iter().filter_map(|run| run.metrics.scalars.get(score.name).copied()).collect();
+    let estimate = over_seeds(&values)?;
+    // The attack judges members and as many non-members.
+    let each = if score == ATTACK { 2.0 } else { 1.0 };
+    let samples = count(runs[0].metrics, score.count).map(|samples| each * samples as f64);
+    match (estimate.interval, samples) {
+        (None, Some(samples)) if samples > 0.0 => Some(share(estimate.mean, samples)),
+        _ => Some(estimate),
+    }
+}
+
+/// The mean absolute difference of the scores to their means over `references`, in points, over the seeds.
+fn distances(runs: &[&Judged<'_>], references: &[&Judged<'_>]) -> Result<Estimate, String> {
+    if references.is_empty() {
+        return Err(format!("there is no row `{REFERENCE}` to measure it from"));
+    }
+    let score = |run: &Judged<'_>, score: Score| {
+        run.metrics.scalars.get(score.name).copied().ok_or_else(|| format!("it needs {}, which is not there", score.name))
+    };
+    let means = SCORES.map(|which| {
+        let values = references.iter().map(|run| score(run, which)).collect::<Result<Vec<f64>, String>>()?;
+        over_seeds(&values).map(|estimate| estimate.mean).ok_or_else(|| "there is nothing to measure".to_owned())
+    });
+    let of_run = |run: &&Judged<'_>| -> Result<f64, String> {
+        let mut total = 0.0;
+        for (which, mean) in SCORES.into_iter().zip(&means) {
+            total += (score(run, which)? - mean.clone()?).abs();
+        }
+        Ok(100.0 * total / SCORES.len() as f64)
+    };
+    let values = runs.iter().map(of_run).collect::<Result<Vec<f64>, String>>()?;
+    over_seeds(&values).ok_or_else(|| "there is nothing to measure".to_owned())
+}
+
+/// `None` for a method that pays nothing once.
+fn break_even(phases: Phases, retraining: Option<f64>) -> Option<BreakEven> {
+    let saved = retraining? - phases.each_request();
+    (phases.once() > 0.0 && phases.unlearn > 0.0)
+        .then(|| if saved > 0.0 { BreakEven::Requests(phases.once() / saved) } else { BreakEven::Never })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// What the fixtures say of one evaluated model: its label, seed, matrix point, and scores (retain, forget, test, attack).
+    pub(crate) struct Case(
+        pub(crate) &'static str,
+        pub(crate) u64,
+        pub(crate) &'static [(&'static str, &'static str)],
+        pub(crate) [f64; 4],
+    );
+
+    /// Timings and metrics as the runner would hand them over. `modular` and `offline` carry the costs of the paper's phases.
+    pub(crate) fn evaluated(cases: &[Case], more: impl Fn(&Case, &mut Metrics)) -> (Lineage, Vec<(Metrics, Digest)>) {
+        let mut instances = Vec::new();
+        let mut add = |stage: &str,
+                       name: &str,
+                       uses: &str,
+                       label: &str,
+                       seed: Option<u64>,
+                       seconds: f64,
+                       coordinates: Value,
+                       inputs: Value,
+                       outputs: Value| {
+            instances
+                .push(json!({ "stage": stage, "instance": name, "uses": uses, "label": label, "seed": seed, "coordinates": coordinates,
+                                   "seconds": { "total": seconds }, "inputs": inputs, "outputs": outputs }));
+        };
+        let none = || json!({});
+        let data = json!({ "train": { "schema": "dataset/1", "digest": "d".repeat(64) } });
+        add("data", "data", "data/load", "load", None, 9.0, none(), none(), data);
+        add("base", "base", "train/fit", "original", None, 30.0, none(), json!({ "dataset": ["data"] }), none());
+        add("offline", "offline", "train/offline", "offline", None, 4.0, none(), json!({ "dataset": ["data"], "model": ["base"] }), none());
+        add("request", "request", "data/request", "request", None, 0.5, none(), json!({ "dataset": ["data"] }), none());
+        let mut metrics = Vec::new();
+        for (position, case) in cases.iter().enumerate() {
+            let Case(label, seed, point, values) = case;
+            let coordinates: Value =
+                point.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect::<serde_json::Map<_, _>>().into();
+            let (uses, seconds, inputs) = match *label {
+                "original" => ("train/fit", 30.0, json!({ "dataset": ["data"] })),
+                "retrain" | "null" => ("unlearn/retrain", 10.0, json!({ "model": ["base"], "request": ["request"] })),
+                "finetune" => ("unlearn/finetune", 2.0, json!({ "model": ["base"], "request": ["request"] })),
+                _ => ("unlearn/modular", 1.0, json!({ "model": ["offline"], "request": ["request"] })),
+            };
+            let name = format!("{label}-{position}#{seed}");
+            add(label, &name, uses, label, Some(*seed), seconds, coordinates.clone(), inputs, none());
+            let mut judged = Metrics::default();
+            for (score, value) in SCORES.iter().zip(values) {
+                judged.scalar(score.name, *value, "fraction", "a share");
+            }
+            judged.facts.insert("counts".into(), json!({ "retain": 1000, "forget": 60, "test": 500, "attack_pairs": 60 }));
+            judged.facts.insert("class_names".into(), json!(["a", "b"]));
+            more(case, &mut judged);
+            let digest = dcu_artifact::digest_bytes(name.as_bytes());
+            let mut evaluation = coordinates;
+            evaluation["of"] = json!(label);
+            let outputs = json!({ "metrics": { "schema": "metrics/1", "digest": digest } });
+            add(
+                "evaluate",
+                &format!("evaluate-{position}"),
+                "attack/evaluate",
+                "evaluate",
+                Some(*seed),
+                0.1,
+                evaluation,
+                json!({ "model": [name] }),
+                outputs,
+            );
+            metrics.push((judged, digest));
+        }
+        (Lineage::parse(json!({ "pipeline": "test", "instances": instances })).unwrap(), metrics)
+    }
+
+    const RETRAINED: [f64; 4] = [1.0, 0.0, 0.9, 0.5];
+
+    #[test]
+    fn only_seeds_are_pooled() {
+        let cases = [
+            Case("modular", 1, &[("ratio", "0.1")], [1.0, 0.1, 0.9, 0.5]),
+            Case("modular", 2, &[("ratio", "0.1")], [1.0, 0.3, 0.9, 0.5]),
+            Case("modular", 1, &[("ratio", "0.2")], [1.0, 0.9, 0.9, 0.5]),
+            Case("retrain", 1, &[("ratio", "0.1"), ("method", "retrain")], RETRAINED),
+            Case("retrain", 1, &[("ratio", "0.2"), ("method", "retrain")], [1.0, 0.5, 0.9, 0.5]),
+            Case("finetune", 1, &[("ratio", "0.1"), ("method", "finetune")], [1.0, 0.2, 0.9, 0.5]),
+            Case("original", 1, &[], [1.0, 1.0, 0.9, 0.5]),
+        ];
+        let (lineage, metrics) = evaluated(&cases, |_, _| {});
+        let judged = judged(&lineage, &metrics).unwrap();
+        let rows = rows(&judged);
+        let names: Vec<String> = rows.iter().map(Row::name).collect();
+        assert_eq!(names, ["modular, ratio 0.1", "modular, ratio 0.2", "retrain, ratio 0.1", "retrain, ratio 0.2", "finetune", "original"]);
+        assert_eq!(rows[0].runs.len(), 2);
+        assert!((rows[0].scores["forget_accuracy"].mean - 0.2).abs() < 1e-12);
+        // Each is measured from the retraining at its own point; what goes through no matrix, from their mean.
+        let distances: Vec<f64> = rows.iter().map(|row| row.distance.as_ref().unwrap().mean).collect();
+        for (found, expected) in distances.iter().zip([5.0, 10.0, 0.0, 0.0, 5.0, 18.75]) {
+            assert!((found - expected).abs() < 1e-9, "{distances:?}");
+        }
+    }
+
+    #[test]
+    fn two_stages_of_one_label_are_two_rows() {
+        let (mut lineage, metrics) = evaluated(&[Case("modular", 1, &[], RETRAINED), Case("modular", 1, &[], RETRAINED)], |_, _| {});
+        for (instance, of) in lineage.instances.iter_mut().filter(|instance| instance.stage == "evaluate").zip(["first", "second"]) {
+            instance.coordinates.insert("of".into(), json!(of));
+        }
+        let judged = judged(&lineage, &metrics).unwrap();
+        assert_eq!(rows(&judged).iter().map(Row::name).collect::<Vec<_>>(), ["modular, of first", "modular, of second"]);
+    }
+
+    #[test]
+    fn the_distance_is_the_mean_difference_in_points_or_has_a_reason() {
+        let of = |cases: &[Case], more: &dyn Fn(&Case, &mut Metrics)| {
+            let (lineage, metrics) = evaluated(cases, more);
+            let judged = judged(&lineage, &metrics).unwrap();
+            rows(&judged).into_iter().next().unwrap().distance.map(|estimate| estimate.mean)
+        };
+        let modular = || Case("modular", 1, &[], [0.9, 0.5, 0.4, 0.6]);
+        let retrain = || Case("retrain", 1, &[], [1.0, 0.5, 0.5, 0.5]);
+        assert!((of(&[modular(), retrain()], &|_, _| {}).unwrap() - 7.5).abs() < 1e-9);
+        assert!(of(&[modular()], &|_, _| {}).unwrap_err().contains("no row `retrain`"));
+        let attackless = |_: &Case, metrics: &mut Metrics| {
+            metrics.scalars.remove("mia_accuracy");
+        };
+        assert_eq!(of(&[modular(), retrain()], &attackless).unwrap_err(), "it needs mia_accuracy, which is not there");
+    }
+
+    #[test]
+    fn break_even_follows_its_definition() {
+        let phases = Phases { cluster: 1.0, offline: 2.0, condense: 3.0, request: 0.5, reduce: 0.5, unlearn: 1.0 };
+        assert!(matches!(break_even(phases, Some(5.0)), Some(BreakEven::Requests(requests)) if (requests - 2.0).abs() < 1e-12));
+        assert!(matches!(break_even(phases, Some(2.0)), Some(BreakEven::Never)));
+        assert!(break_even(Phases { unlearn: 1.0, ..Phases::default() }, Some(5.0)).is_none());
+    }
+
+    #[test]
+    fn what_every_request_costs_is_compared_with_what_retraining_costs_for_one() {
+        let (lineage, metrics) = evaluated(&[Case("modular", 1, &[], RETRAINED), Case("retrain", 1, &[], RETRAINED)], |_, _| {});
+        let judged = judged(&lineage, &metrics).unwrap();
+        let rows = rows(&judged);
+        assert_eq!((rows[0].phases.once(), rows[0].phases.each_request(), rows[0].retraining), (4.0, 1.5, Some(10.5)));
+        assert!(matches!(rows[0].break_even, Some(BreakEven::Requests(requests)) if (requests - 4.0 / 9.0).abs() < 1e-12));
+    }
+}
