@@ -70,7 +70,7 @@ pub fn main() {
         r#"//! What stages share.
 /// A text.
 pub fn text(number: u8) -> String {
-    let extra = if cfg!(feature = "extra") { "extra" } else { "plain" };
+    let extra = if cfg!(feature = "extra") { "extra" } else { option_env!("TINY_WORD").unwrap_or("plain") };
     format!("{number} {} {extra}", include_str!(concat!("../", "words.txt")))
 }
 #[macro_export]
@@ -177,6 +177,9 @@ fn edits_of_code_run_what_they_change_and_nothing_else() {
     own.runs("a method", &["one"], "one: 11 words");
     own.edit("crates/helper/src/lib.rs", "{number} {}", "{number}, {}");
     own.runs("a helper in another crate", &both, "one: 11, words");
+    let run = Finished::of(own.command(&["run", "pipeline.yaml"]).env("TINY_WORD", "compiled in")).success();
+    assert_eq!(run.ran(), both, "a variable that is compiled in:\n{}", run.stderr);
+    assert!(run.stdout.contains("words compiled in"), "{}", run.stdout);
     own.edit("crates/tiny/src/lib.rs", "shout!(\"loud\")", "shout!(\"louder\")");
     own.runs("the argument of a macro", &both, "louder!");
     own.write("crates/helper/words.txt", "other words");

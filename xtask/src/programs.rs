@@ -335,6 +335,22 @@ fn parse_dependencies(text: &str) -> Option<Vec<String>> {
     Some(files)
 }
 
+/// The compiler's list beside a library, `libname.rlib` or `libname.rmeta`.
+fn dependency_list(library: &Path) -> Option<PathBuf> {
+    let name = library.file_name()?.to_str()?.strip_prefix("lib")?;
+    Some(library.with_file_name(name).with_extension("d"))
+}
+
+/// The variables of the environment that were compiled in, with their values; cargo's own follow from the manifest.
+fn parse_variables(text: &str) -> Vec<(String, Option<String>)> {
+    let variables = text.lines().filter_map(|line| line.strip_prefix("# env-dep:"));
+    let split = |line: &str| match line.split_once('=') {
+        Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+        None => (line.to_owned(), None),
+    };
+    variables.map(split).filter(|(name, _)| !name.starts_with("CARGO") && name != "OUT_DIR").collect()
+}
+
 /// Whether a build script has made a file.
 fn is_generated(file: &Path) -> bool {
     let parts: Vec<_> = file.components().map(|part| part.as_os_str()).collect();
@@ -463,7 +479,12 @@ fn packages_of(workspace: &Path, messages: &[Value]) -> Packages {
         let name = package_name(id);
         if let Some(features) = message["features"].as_array() {
             let features: BTreeSet<String> = features.iter().filter_map(|feature| feature.as_str().map(str::to_owned)).collect();
-            packages.features.entry(name).or_default().insert(features.into_iter().collect());
+            packages.features.entry(name.clone()).or_default().insert(features.into_iter().collect());
+            if id.starts_with("path+") {
+                let files = message["filenames"].as_array().into_iter().flatten().filter_map(Value::as_str);
+                let variables = files.filter_map(|file| std::fs::read_to_string(dependency_list(Path::new(file))?).ok());
+                packages.variables.entry(name).or_default().extend(variables.flat_map(|text| parse_variables(&text)));
+            }
         } else if message["reason"] == "build-script-executed" && id.starts_with("path+") {
             let given = json!([message["cfgs"], message["env"]]).to_string().replace(&workspace.display().to_string(), ".");
             packages.scripts.insert(name, Value::String(given));
@@ -598,6 +619,13 @@ mod tests {
         let text = "/t/dcu-a: /w/crates/a/src/main.rs /w/a\\ b/c.txt ../x.rs\n\n/w/other: /w/y.rs\n";
         assert_eq!(parse_dependencies(text).unwrap(), ["/w/crates/a/src/main.rs", "/w/a b/c.txt", "../x.rs"]);
         assert_eq!(parse_dependencies("nothing"), None);
+    }
+
+    #[test]
+    fn variables_that_are_compiled_in_are_found() {
+        let text = "/t/libnn.rlib: a.rs\n\na.rs:\n\n# env-dep:WORD=a=b\n# env-dep:CARGO_PKG_VERSION=0.1.0\n# env-dep:NONE\n";
+        assert_eq!(parse_variables(text), [("WORD".to_owned(), Some("a=b".to_owned())), ("NONE".to_owned(), None)]);
+        assert_eq!(dependency_list(Path::new("/t/deps/libnn-12.rmeta")).unwrap(), Path::new("/t/deps/nn-12.d"));
     }
 
     #[test]
