@@ -203,7 +203,7 @@ fn looking_needs_no_cargo_and_only_what_is_named_is_built() {
     // The crate that does not compile is not named.
     let run = own.run();
     assert!(run.stderr.contains("building dcu-tiny: "), "{}", run.stderr);
-    assert!(std::fs::read_dir(own.path("artifacts/v2/programs")).unwrap().flatten().all(|entry| entry.path().is_file()));
+    assert_eq!(std::fs::read_dir(own.path("artifacts/v2/programs")).unwrap().count(), 0, "copies of the programs are left");
 
     let status = look(&["status", "pipeline.yaml"]).success();
     assert!(status.stdout.contains("2 of 2 stages are cached") && status.stderr.is_empty(), "{status:?}");

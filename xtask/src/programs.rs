@@ -87,8 +87,8 @@ pub(crate) struct Programs {
     mode: Mode,
     /// Also where programs are only looked at.
     asks_cargo: bool,
-    /// Where copies may lie, the best place first.
-    places: Vec<PathBuf>,
+    /// Where copies may lie, and the folder of that place's lock; the best place first.
+    places: Vec<(PathBuf, PathBuf)>,
     copies: Option<Copies>,
     loaded: BTreeMap<String, Program>,
 }
@@ -108,7 +108,11 @@ impl Programs {
             records: folder.join("stages").join(digest.short()),
             mode,
             asks_cargo: false,
-            places: store.map(|store| store.join("v2/programs")).into_iter().chain([temporary]).collect(),
+            places: store
+                .map(|store| (store.join("v2/programs"), store.join("v2/locks")))
+                .into_iter()
+                .chain([(temporary.clone(), temporary)])
+                .collect(),
             copies: None,
             loaded: BTreeMap::new(),
         })
@@ -259,8 +263,8 @@ impl Programs {
             return copies.add(executables);
         }
         let mut failure = None;
-        for place in &self.places {
-            match Copies::new(place).and_then(|copies| Ok((copies.add(executables)?, copies))) {
+        for (place, locks) in &self.places {
+            match Copies::new(place, locks).and_then(|copies| Ok((copies.add(executables)?, copies))) {
                 Ok((paths, copies)) => {
                     self.copies = Some(copies);
                     return Ok(paths);
@@ -369,11 +373,11 @@ const MARKER: &str = "marker";
 
 impl Copies {
     /// A new folder in `place`. Folders of processes that are no more are removed.
-    fn new(place: &Path) -> anyhow::Result<Self> {
+    fn new(place: &Path, locks: &Path) -> anyhow::Result<Self> {
         let failed = || format!("cannot use `{}`", place.display());
-        std::fs::create_dir_all(place).with_context(failed)?;
+        std::fs::create_dir_all(place).and_then(|()| std::fs::create_dir_all(locks)).with_context(failed)?;
         // Nobody sweeps between the making of a folder and the locking of its marker.
-        let gate = open(&place.join("lock")).with_context(failed)?;
+        let gate = open(&locks.join("programs")).with_context(failed)?;
         gate.lock().with_context(failed)?;
         for folder in std::fs::read_dir(place).with_context(failed)?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
             let is_free = open(&folder.join(MARKER)).is_ok_and(|marker| marker.try_lock().is_ok());
@@ -669,7 +673,7 @@ mod tests {
         let place = std::env::temp_dir().join(format!("dcu-copies-{}", std::process::id()));
         let executable = place.with_extension("program");
         std::fs::write(&executable, "first").unwrap();
-        let copies = Copies::new(&place).unwrap();
+        let copies = Copies::new(&place, &place).unwrap();
         let paths = copies.add(&BTreeMap::from([("a".to_owned(), executable.clone())])).unwrap();
         std::fs::remove_file(&executable).unwrap();
         std::fs::write(&executable, "second").unwrap();
@@ -679,7 +683,7 @@ mod tests {
         let left = place.join("RUN-0-0");
         std::fs::create_dir(&left).unwrap();
         std::fs::write(left.join("dcu-a"), "left").unwrap();
-        let others = Copies::new(&place).unwrap();
+        let others = Copies::new(&place, &place).unwrap();
         assert!(!left.exists() && paths["a"].exists());
         drop(copies);
         assert!(!paths["a"].exists());
