@@ -197,6 +197,9 @@ pub(crate) struct Packages {
     pub(crate) features: BTreeMap<String, BTreeSet<Vec<String>>>,
     /// What the build scripts of packages without a checksum (this workspace's and those beside it) gave to the compiler.
     pub(crate) scripts: BTreeMap<String, Value>,
+    /// The variables of the environment that the same packages were compiled with (`option_env!`).
+    #[serde(default)]
+    pub(crate) variables: BTreeMap<String, BTreeMap<String, Option<String>>>,
 }
 
 /// The locked dependencies of the workspace.
@@ -251,7 +254,11 @@ impl Dependencies {
             packages.iter().map(|package| (&package.name, &package.version, &package.source, &package.checksum)).collect();
         let features: BTreeMap<_, _> = built.features.iter().filter(|(id, _)| ids.contains(*id)).collect();
         let scripts: BTreeMap<_, _> = built.scripts.iter().filter(|(id, _)| ids.contains(*id)).collect();
-        Ok(digest_json(&json!({ "packages": locked, "manifests": manifests, "features": features, "scripts": scripts })))
+        let variables: BTreeMap<_, _> =
+            built.variables.iter().filter(|(id, variables)| ids.contains(*id) && !variables.is_empty()).collect();
+        Ok(digest_json(&json!({
+            "packages": locked, "manifests": manifests, "features": features, "scripts": scripts, "variables": variables,
+        })))
     }
 
     /// The locked packages that the program of a stage crate may need, and what the manifests of the workspace's own crates say that changes the

@@ -87,8 +87,8 @@ pub(crate) struct Programs {
     mode: Mode,
     /// Also where programs are only looked at.
     asks_cargo: bool,
-    /// Where copies may lie, the best place first.
-    places: Vec<PathBuf>,
+    /// Where copies may lie, and the folder of that place's lock; the best place first.
+    places: Vec<(PathBuf, PathBuf)>,
     copies: Option<Copies>,
     loaded: BTreeMap<String, Program>,
 }
@@ -108,7 +108,12 @@ impl Programs {
             records: folder.join("stages").join(digest.short()),
             mode,
             asks_cargo: false,
-            places: store.map(|store| store.join(crate::store::LAYOUT).join("programs")).into_iter().chain([temporary]).collect(),
+            places: store
+                .map(|store| store.join(crate::store::LAYOUT))
+                .map(|layout| (layout.join("programs"), layout.join("locks")))
+                .into_iter()
+                .chain([(temporary.clone(), temporary)])
+                .collect(),
             copies: None,
             loaded: BTreeMap::new(),
         })
@@ -259,8 +264,8 @@ impl Programs {
             return copies.add(executables);
         }
         let mut failure = None;
-        for place in &self.places {
-            match Copies::new(place).and_then(|copies| Ok((copies.add(executables)?, copies))) {
+        for (place, locks) in &self.places {
+            match Copies::new(place, locks).and_then(|copies| Ok((copies.add(executables)?, copies))) {
                 Ok((paths, copies)) => {
                     self.copies = Some(copies);
                     return Ok(paths);
@@ -335,6 +340,22 @@ fn parse_dependencies(text: &str) -> Option<Vec<String>> {
     Some(files)
 }
 
+/// The compiler's list beside a library, `libname.rlib` or `libname.rmeta`.
+fn dependency_list(library: &Path) -> Option<PathBuf> {
+    let name = library.file_name()?.to_str()?.strip_prefix("lib")?;
+    Some(library.with_file_name(name).with_extension("d"))
+}
+
+/// The variables of the environment that were compiled in, with their values; cargo's own follow from the manifest.
+fn parse_variables(text: &str) -> Vec<(String, Option<String>)> {
+    let variables = text.lines().filter_map(|line| line.strip_prefix("# env-dep:"));
+    let split = |line: &str| match line.split_once('=') {
+        Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+        None => (line.to_owned(), None),
+    };
+    variables.map(split).filter(|(name, _)| !name.starts_with("CARGO") && name != "OUT_DIR").collect()
+}
+
 /// Whether a build script has made a file.
 fn is_generated(file: &Path) -> bool {
     let parts: Vec<_> = file.components().map(|part| part.as_os_str()).collect();
@@ -353,11 +374,11 @@ const MARKER: &str = "marker";
 
 impl Copies {
     /// A new folder in `place`. Folders of processes that are no more are removed.
-    fn new(place: &Path) -> anyhow::Result<Self> {
+    fn new(place: &Path, locks: &Path) -> anyhow::Result<Self> {
         let failed = || format!("cannot use `{}`", place.display());
-        std::fs::create_dir_all(place).with_context(failed)?;
+        std::fs::create_dir_all(place).and_then(|()| std::fs::create_dir_all(locks)).with_context(failed)?;
         // Nobody sweeps between the making of a folder and the locking of its marker.
-        let gate = open(&place.join("lock")).with_context(failed)?;
+        let gate = open(&locks.join("programs")).with_context(failed)?;
         gate.lock().with_context(failed)?;
         for folder in std::fs::read_dir(place).with_context(failed)?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
             let is_free = open(&folder.join(MARKER)).is_ok_and(|marker| marker.try_lock().is_ok());
@@ -463,7 +484,12 @@ fn packages_of(workspace: &Path, messages: &[Value]) -> Packages {
         let name = package_name(id);
         if let Some(features) = message["features"].as_array() {
             let features: BTreeSet<String> = features.iter().filter_map(|feature| feature.as_str().map(str::to_owned)).collect();
-            packages.features.entry(name).or_default().insert(features.into_iter().collect());
+            packages.features.entry(name.clone()).or_default().insert(features.into_iter().collect());
+            if id.starts_with("path+") {
+                let files = message["filenames"].as_array().into_iter().flatten().filter_map(Value::as_str);
+                let variables = files.filter_map(|file| std::fs::read_to_string(dependency_list(Path::new(file))?).ok());
+                packages.variables.entry(name).or_default().extend(variables.flat_map(|text| parse_variables(&text)));
+            }
         } else if message["reason"] == "build-script-executed" && id.starts_with("path+") {
             let given = json!([message["cfgs"], message["env"]]).to_string().replace(&workspace.display().to_string(), ".");
             packages.scripts.insert(name, Value::String(given));
@@ -601,6 +627,13 @@ mod tests {
     }
 
     #[test]
+    fn variables_that_are_compiled_in_are_found() {
+        let text = "/t/libnn.rlib: a.rs\n\na.rs:\n\n# env-dep:WORD=a=b\n# env-dep:CARGO_PKG_VERSION=0.1.0\n# env-dep:NONE\n";
+        assert_eq!(parse_variables(text), [("WORD".to_owned(), Some("a=b".to_owned())), ("NONE".to_owned(), None)]);
+        assert_eq!(dependency_list(Path::new("/t/deps/libnn-12.rmeta")).unwrap(), Path::new("/t/deps/nn-12.d"));
+    }
+
+    #[test]
     fn packages_are_known_by_name_and_version() {
         assert_eq!(package_name("registry+https://github.com/rust-lang/crates.io-index#serde@1.0.228"), "serde 1.0.228");
         assert_eq!(package_name("path+file:///work/crates/nn#dcu-nn@0.1.0"), "dcu-nn 0.1.0");
@@ -641,7 +674,7 @@ mod tests {
         let place = std::env::temp_dir().join(format!("dcu-copies-{}", std::process::id()));
         let executable = place.with_extension("program");
         std::fs::write(&executable, "first").unwrap();
-        let copies = Copies::new(&place).unwrap();
+        let copies = Copies::new(&place, &place).unwrap();
         let paths = copies.add(&BTreeMap::from([("a".to_owned(), executable.clone())])).unwrap();
         std::fs::remove_file(&executable).unwrap();
         std::fs::write(&executable, "second").unwrap();
@@ -651,7 +684,7 @@ mod tests {
         let left = place.join("RUN-0-0");
         std::fs::create_dir(&left).unwrap();
         std::fs::write(left.join("dcu-a"), "left").unwrap();
-        let others = Copies::new(&place).unwrap();
+        let others = Copies::new(&place, &place).unwrap();
         assert!(!left.exists() && paths["a"].exists());
         drop(copies);
         assert!(!paths["a"].exists());
