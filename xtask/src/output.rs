@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Prints a line for the user to stdout; what could not be printed is told by [`finish`].
 macro_rules! println {
+    () => { $crate::output::to_stdout(::std::format_args!("")) };
     ($($text:tt)*) => { $crate::output::to_stdout(::std::format_args!($($text)*)) };
 }
 
 /// Prints a line of progress or an error to stderr, if it can be written to.
 macro_rules! eprintln {
+    () => { $crate::output::to_stderr(::std::format_args!("")) };
     ($($text:tt)*) => { $crate::output::to_stderr(::std::format_args!($($text)*)) };
 }
 

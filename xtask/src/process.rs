@@ -212,3 +212,30 @@ impl Draft {
         Ok(path)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupted_stage_keeps_its_checkpoint_and_nothing_half_written() {
+        let folder = std::env::temp_dir().join(format!("dcu-tidy-{}", std::process::id()));
+        let stopped = || anyhow::Error::from(Stopped { signal: 2, finished: 0, checkpoint: None });
+        let tidied = |files: &[&str]| {
+            std::fs::create_dir_all(&folder).unwrap();
+            files.iter().for_each(|name| std::fs::write(folder.join(name), "").unwrap());
+            let kept = tidy(stopped(), "base#1", &folder).downcast::<Stopped>().unwrap().checkpoint;
+            let mut left: Vec<String> =
+                std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.file_name().into_string().unwrap()).collect();
+            left.sort();
+            (kept, left)
+        };
+        assert_eq!(tidied(&[".partial-x"]), (None, Vec::new()));
+        assert!(!folder.exists());
+        let (kept, left) = tidied(&[".partial-x", "checkpoint.safetensors", "clock.json"]);
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!((kept.as_deref(), left), (Some("base#1"), vec!["checkpoint.safetensors".to_owned(), "clock.json".to_owned()]));
+        // Without a folder there is nothing to do.
+        assert_eq!(tidy(stopped(), "base#1", &folder).downcast::<Stopped>().unwrap().checkpoint, None);
+    }
+}
