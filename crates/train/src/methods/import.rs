@@ -106,7 +106,7 @@ impl Method for Import {
     }
 
     fn externals(parameters: &Checked) -> anyhow::Result<Vec<External>> {
-        Ok(vec![External { name: "weights".into(), digest: digest_file(&parameters.path)? }])
+        Ok(vec![External { name: "weights".into(), digest: Some(digest_file(&parameters.path)?) }])
     }
 
     fn run(parameters: &Checked, context: &mut Context) -> anyhow::Result<()> {
