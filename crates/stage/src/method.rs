@@ -21,13 +21,8 @@ pub struct Input {
     /// Whether it takes any number of values, one at least.
     pub many: bool,
     /// Whether it is accepted, so that methods can be exchanged for one another, but not read: nothing of it enters the result.
-    #[serde(skip_serializing_if = "is_false")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unused: bool,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_false(value: &bool) -> bool {
-    !*value
 }
 
 impl Input {

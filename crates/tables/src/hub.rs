@@ -48,12 +48,17 @@ fn from_environment(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
+/// The ecosystem's folder, by way of its cache.
+fn home() -> Cache {
+    let caches = || from_environment("XDG_CACHE_HOME").or_else(|| Some(std::env::home_dir()?.join(".cache")));
+    let folder = from_environment("HF_HOME").or_else(|| Some(caches()?.join("huggingface")));
+    Cache::new(folder.unwrap_or_else(|| std::env::temp_dir().join("huggingface")).join("hub"))
+}
+
 /// The cache that Python's library uses too.
 fn cache() -> Cache {
     let folder = from_environment("HF_HUB_CACHE").or_else(|| from_environment("HUGGINGFACE_HUB_CACHE"));
-    let in_caches = || Some(from_environment("XDG_CACHE_HOME")?.join("huggingface").join("hub"));
-    let home = || from_environment("HF_HOME").map(|home| home.join("hub"));
-    folder.or_else(home).or_else(in_caches).map_or_else(Cache::from_env, Cache::new)
+    folder.map_or_else(home, Cache::new)
 }
 
 /// From the environment; else from the file that `hf auth login` writes.
@@ -61,13 +66,12 @@ fn token() -> Option<String> {
     if from_environment("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some() {
         return None;
     }
-    let beside = || from_environment("HF_HOME").map(|home| Cache::new(home.join("hub")));
     std::env::var("HF_TOKEN")
         .ok()
         .or_else(|| std::fs::read_to_string(from_environment("HF_TOKEN_PATH")?).ok())
         .map(|token| token.trim().to_owned())
         .filter(|token| !token.is_empty())
-        .or_else(|| beside().unwrap_or_else(cache).token())
+        .or_else(|| home().token())
 }
 
 fn repository(place: &Place) -> Repo {
