@@ -290,6 +290,8 @@ fn only_what_is_asked_for_needs_its_outside_files() {
         Project::new(&SMALL.replace(old, "uses: train/import, in: { dataset: data.train }, with: { path: later.safetensors, model: mlp,"));
     assert_eq!(project.xtask("run", &["--only", "data", "--only", "holdout"]).success().ran(), ["data", "holdout"]);
     project.xtask("status", &[]).success();
+    let all = project.xtask("inspect", &[]).success().stdout;
+    assert!(all.contains("base  is not up to date") && all.contains("later.safetensors"), "{all}");
     for more in [&[][..], &["--only", "base"], &["--only", "report"], &["--from", "modular"]] {
         let error = project.xtask("run", more).failure();
         assert!(error.contains("later.safetensors") && error.contains("pipeline.yaml:7:"), "{more:?}: {error}");
