@@ -143,7 +143,7 @@ fn names_that_would_reach_elsewhere_are_refused() {
         assert_eq!(left.len(), 2, "something was written: {left:?}");
     };
     let output = "{ text: file/txt }";
-    refused(output, "{ record: file/json }", &["`record` cannot be the name of this output", "pipeline.yaml:5:60"]);
+    refused(output, "{ record: file/json }", &["`record` cannot be the name of this output", "pipeline.yaml:5:61"]);
     refused(output, "{ \"../../../x\": file/txt }", &["letters, digits, `-` and `_`"]);
     refused(output, "{ /tmp/x: file/txt }", &["letters, digits, `-` and `_`"]);
     refused(output, "{ text: file/txt, Text: file/csv }", &["only in capitals"]);
@@ -196,12 +196,11 @@ fn code_and_schemas_take_matrix_values() {
 fn what_is_no_pipeline_file_is_told_apart() {
     let project = outside("name:", "name:");
     let refused = |path: &Path, expected: &[&str]| {
-        let begin = std::time::Instant::now();
         let error = Finished::of(program("xtask").arg("run").arg(path)).failure();
         for part in expected {
             assert!(error.contains(part), "`{part}` is not in:\n{error}");
         }
-        assert!(error.len() < 3000 && begin.elapsed().as_secs() < 10, "{} bytes in {:?}", error.len(), begin.elapsed());
+        assert!(error.len() < 3000, "{} bytes", error.len());
     };
     let wrong = |bytes: &[u8], expected: &[&str]| {
         let path = project.path("wrong.yaml");
@@ -213,7 +212,9 @@ fn what_is_no_pipeline_file_is_told_apart() {
     wrong(b"version: 1\nname: caf\xe9\n", &["line 2", "help: save it with the encoding UTF-8"]);
     wrong(" ".repeat((1 << 20) + 1).as_bytes(), &["longer than 1048576 bytes"]);
     wrong(format!("a: {}", "[".repeat(100_000)).as_bytes(), &["deeper than 64 levels", "wrong.yaml:1:"]);
-    wrong(format!("{OUTSIDE}{}: 1\n", "k".repeat(500_000)).as_bytes(), &["unknown key `kkk", "wrong.yaml:6:1"]);
+    wrong(format!("{OUTSIDE}{}: 1\n", "k".repeat(1000)).as_bytes(), &["unknown key `kkk", "wrong.yaml:6:1"]);
+    let long = OUTSIDE.replace("version: 1", &format!("version: {}", "v".repeat(500_000)));
+    wrong(long.as_bytes(), &["version 1, not \"vvv", "wrong.yaml:1:10"]);
     let keys: String = (0..100_000).map(|key| format!("k{key}: 1\n")).collect();
     wrong(format!("{OUTSIDE}{keys}").as_bytes(), &["unknown key `k0`", "... and 99980 more"]);
     wrong(format!("{OUTSIDE}seed: 18446744073709551616\n").as_bytes(), &["between", "18446744073709551615", "wrong.yaml:6:7"]);
@@ -236,7 +237,6 @@ fn what_is_no_pipeline_file_is_told_apart() {
 #[test]
 fn a_plan_that_is_too_large_is_refused_before_it_is_made() {
     let project = outside("name:", "name:");
-    let begin = std::time::Instant::now();
     let refused = |setting: &str, expected: &str| {
         let error = project.xtask("run", &["--set", setting]).failure();
         assert!(error.contains(expected) && error.contains("--> --set "), "`{expected}` is not in:\n{error}");
@@ -250,7 +250,6 @@ fn a_plan_that_is_too_large_is_refused_before_it_is_made() {
     refused(&format!("note.x={}", "[".repeat(50_000)), "deeper than 64 levels");
     let graph = project.xtask("graph", &["--set", &format!("note.matrix.k={}", list(10_000))]).success();
     assert!(graph.stdout.contains("10000"), "{}", graph.stdout);
-    assert!(begin.elapsed().as_secs() < 60, "it took {:?}", begin.elapsed());
 }
 
 #[test]
@@ -261,7 +260,7 @@ fn every_part_of_a_stage_can_be_set() {
         let stdout = project.xtask("graph", &more).success().stdout;
         stdout.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
     };
-    assert!(needs(&["retrain.in.model=offline"]).contains(&"retrain unlearn/retrain 1 data request offline".to_owned()));
+    assert!(needs(&["retrain.in.model=offline"]).contains(&"retrain unlearn/retrain 1 data offline request".to_owned()));
     assert!(needs(&["evaluate.matrix.of=[base, retrain]"]).contains(&"report report/table 1 evaluate".to_owned()));
     assert!(needs(&["evaluate.matrix.of=[base, retrain]"]).iter().any(|line| line.starts_with("evaluate attack/evaluate 2 ")));
     assert!(needs(&["report.in.metrics=[evaluate]", "seeds=[1, 2]"]).contains(&"report report/table 1 evaluate".to_owned()));
@@ -291,6 +290,8 @@ fn only_what_is_asked_for_needs_its_outside_files() {
         Project::new(&SMALL.replace(old, "uses: train/import, in: { dataset: data.train }, with: { path: later.safetensors, model: mlp,"));
     assert_eq!(project.xtask("run", &["--only", "data", "--only", "holdout"]).success().ran(), ["data", "holdout"]);
     project.xtask("status", &[]).success();
+    let all = project.xtask("inspect", &[]).success().stdout;
+    assert!(all.contains("base  is not up to date") && all.contains("later.safetensors"), "{all}");
     for more in [&[][..], &["--only", "base"], &["--only", "report"], &["--from", "modular"]] {
         let error = project.xtask("run", more).failure();
         assert!(error.contains("later.safetensors") && error.contains("pipeline.yaml:7:"), "{more:?}: {error}");

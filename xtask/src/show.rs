@@ -209,8 +209,10 @@ pub(crate) fn artifact(path: &Path, as_json: bool) -> anyhow::Result<()> {
 /// The numbers of metrics, each with what it means; of arrays the shape.
 fn numbers(metrics: &Metrics) {
     println!("facts     {:#}", Value::Object(metrics.facts.clone()));
-    let meaning =
-        |name: &str| metrics.definitions.get(name).map_or(Default::default(), |known| (known.unit.clone(), known.definition.clone()));
+    let meaning = |name: &str| {
+        let known = metrics.definitions.get(name);
+        known.map(|known| (known.unit.clone(), known.definition.clone())).unwrap_or_default()
+    };
     let row = |name: &str, value: String| {
         let (unit, definition) = meaning(name);
         vec![format!("  {name}"), value, unit, definition]
@@ -246,8 +248,9 @@ pub(crate) fn results(session: &Session, name: Option<&str>, as_json: bool) -> a
                     session.plan.pipeline.document.file.display()
                 );
             }
-            let why = match &states[index] {
-                State::Stale(reasons) => in_one_line(reasons),
+            let why = match (&instance.problem, &states[index]) {
+                (Some(problem), _) => problem.message.clone(),
+                (None, State::Stale(reasons)) => in_one_line(reasons),
                 _ => "it waits for others".into(),
             };
             entries.push(json!({ "instance": instance.name, "stage": instance.stage, "path": null, "missing": why }));

@@ -347,7 +347,7 @@ mod tests {
         }
         let error = Document::parse(Path::new("p.yaml"), &bomb).unwrap_err();
         assert!(error.message.contains("more than 1000000 values"), "{error}");
-        assert!(begin.elapsed().as_secs() < 2, "it took {:?}", begin.elapsed());
+        assert!(begin.elapsed().as_secs() < 10, "it took {:?}", begin.elapsed());
         let fits = format!("a: {}{}", "[".repeat(60), "]".repeat(60));
         assert!(Document::parse(Path::new("p.yaml"), &fits).is_ok());
     }
