@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use candle_core::{Result, bail};
 use dcu_artifact::Array;
 use dcu_nn::matrix::{Matrix, product};
 use dcu_nn::rng::Stream;
@@ -27,13 +28,29 @@ pub fn distinct_rows(points: &Array<f32>) -> usize {
     (0..points.rows()).map(|row| points.row(row).iter().map(|value| value.to_bits()).collect::<Vec<_>>()).collect::<HashSet<_>>().len()
 }
 
+/// The first row of `points` that no distance can be taken to: it holds values that are not finite, or so large that their squares are not.
+#[must_use]
+pub fn first_unusable_row(points: &Array<f32>) -> Option<usize> {
+    squared_norms(points).into_iter().position(|norm| !is_usable(norm))
+}
+
+/// Whether neither this squared norm nor a squared distance to a point with another such norm is too large for f32.
+fn is_usable(norm: f32) -> bool {
+    norm <= f32::MAX / 8.0
+}
+
 /// Divides `points` [N, D] into `k` clusters. A cluster that empties is moved to the point that lies farthest from its centre.
 ///
-/// # Panics
-/// When there are fewer than `k` distinct points.
-#[must_use]
-pub fn cluster(points: &Array<f32>, k: usize, stream: &mut Stream) -> Clustering {
+/// # Errors
+/// When there are fewer than `k` points, or one of them is not finite.
+pub fn cluster(points: &Array<f32>, k: usize, stream: &mut Stream) -> Result<Clustering> {
+    if k == 0 || points.rows() < k || points.row_len() == 0 {
+        bail!("{} points of {} values cannot be divided into {k} clusters", points.rows(), points.row_len());
+    }
     let norms = squared_norms(points);
+    if let Some(row) = norms.iter().position(|&norm| !is_usable(norm)) {
+        bail!("point {row} is not finite, or too far away for a distance: its squared norm is {}", norms[row]);
+    }
     let mut centroids = plus_plus(points, &norms, k, stream);
     let threshold = TOLERANCE * mean_variance(points);
     let mut assignment = Assignment::nearest(points, &norms, &centroids);
@@ -50,7 +67,7 @@ pub fn cluster(points: &Array<f32>, k: usize, stream: &mut Stream) -> Clustering
         }
     }
     assignment.fill_empty(k);
-    finish(points, &assignment.cluster, k)
+    Ok(finish(points, &assignment.cluster, k))
 }
 
 /// The nearest centre of each point, and the squared distance to it.
@@ -210,7 +227,7 @@ mod tests {
 
     #[test]
     fn separate_groups_are_found() {
-        let clustering = cluster(&blobs(120, 6, 0.1), 6, &mut Streams::new(1, "test").stream("start"));
+        let clustering = cluster(&blobs(120, 6, 0.1), 6, &mut Streams::new(1, "test").stream("start")).unwrap();
         assert_eq!(clustering.cluster, (0..120).map(|point| point % 6).collect::<Vec<_>>());
         assert!(clustering.inertia < 120.0 * 2.0 * 0.02);
     }
@@ -221,9 +238,37 @@ mod tests {
         data.extend((0..10).map(|value| value as f32));
         let points = Array::new(vec![50, 1], data);
         assert_eq!(distinct_rows(&points), 10);
-        let clustering = cluster(&points, 10, &mut Streams::new(1, "test").stream("start"));
-        let used: HashSet<usize> = clustering.cluster.iter().copied().collect();
-        assert_eq!(used.len(), 10);
+        // More clusters than distinct points: without points of their own, some would be empty.
+        for k in [10, 14] {
+            let clustering = cluster(&points, k, &mut Streams::new(1, "test").stream("start")).unwrap();
+            let sizes = (0..k).map(|cluster| clustering.cluster.iter().filter(|&&of_point| of_point == cluster).count());
+            assert!(sizes.clone().all(|size| size > 0), "{:?}", sizes.collect::<Vec<_>>());
+            assert!(clustering.centroids.data.iter().all(|value| value.is_finite()));
+            assert_eq!(clustering.inertia, 0.0);
+        }
+    }
+
+    #[test]
+    fn an_empty_cluster_gets_the_farthest_point_that_is_not_alone() {
+        let mut assignment = Assignment { cluster: vec![0, 0, 0, 2, 0], distance: vec![1.0, 5.0, 2.0, 9.0, 5.0] };
+        assignment.fill_empty(4);
+        assert_eq!(assignment.cluster, [0, 1, 0, 2, 3]);
+        assert_eq!(assignment.distance, [1.0, 0.0, 2.0, 9.0, 0.0]);
+    }
+
+    #[test]
+    fn points_that_no_distance_can_be_taken_to_are_refused() {
+        let mut stream = Streams::new(1, "test").stream("start");
+        for broken in [f32::NAN, f32::INFINITY, 1e19] {
+            let mut points = blobs(20, 4, 0.1);
+            assert_eq!(first_unusable_row(&points), None);
+            points.data[2 * 13 + 1] = broken;
+            assert_eq!(first_unusable_row(&points), Some(13));
+            assert!(cluster(&points, 4, &mut stream).unwrap_err().to_string().contains("point 13 is not finite"));
+        }
+        for (points, k) in [(blobs(3, 3, 0.1), 4), (blobs(3, 3, 0.1), 0), (blobs(0, 1, 0.1), 0), (Array::new(vec![3, 0], vec![]), 1)] {
+            assert!(cluster(&points, k, &mut stream).unwrap_err().to_string().contains("cannot be divided"));
+        }
     }
 
     #[test]
@@ -233,7 +278,7 @@ mod tests {
         for seed in 0..5 {
             let start = plus_plus(&points, &norms, 12, &mut Streams::new(seed, "test").stream("start"));
             let started: f64 = Assignment::nearest(&points, &norms, &start).distance.iter().map(|&value| f64::from(value)).sum();
-            let ended = cluster(&points, 12, &mut Streams::new(seed, "test").stream("start")).inertia;
+            let ended = cluster(&points, 12, &mut Streams::new(seed, "test").stream("start")).unwrap().inertia;
             assert!(ended <= started * 1.0001, "{ended} after {started}");
         }
     }

@@ -18,10 +18,13 @@ pub struct Matching<'a> {
     sizes: Vec<usize>,
     /// Nothing, where each bucket holds one image.
     moving: Option<Moving>,
+    steps: usize,
 }
 
 /// The buckets of more than one image.
 struct Moving {
+    /// Which of all buckets these are.
+    places: Vec<usize>,
     weights: Var,
     sum: WeightedSum,
     target: Tensor,
@@ -32,26 +35,32 @@ impl<'a> Matching<'a> {
     /// Starts with the plain mean of each bucket's images: `sizes[0]` samples are of the first bucket, and so on.
     ///
     /// # Errors
-    /// When the samples do not fit the network, or there are not as many as the sizes say.
+    /// When the samples do not fit the network, there are not as many as the sizes say, or a bucket's features are not finite.
     pub fn new(network: &'a Network, samples: &Samples, sizes: &[usize]) -> Result<Self> {
         if sizes.contains(&0) || sizes.iter().sum::<usize>() != samples.len() {
             bail!("{} samples do not make buckets of {sizes:?}", samples.len());
         }
         let samples = Arc::new(samples.clone());
-        let several: Vec<_> = one_after_another(sizes.iter().copied()).into_iter().filter(|bucket| bucket.len() > 1).collect();
-        let moving = if several.is_empty() { None } else { Some(Moving::new(network, &samples, several)?) };
-        Ok(Self { network, samples, sizes: sizes.to_vec(), moving })
+        let ranges = one_after_another(sizes.iter().copied()).into_iter().enumerate();
+        let (places, several): (Vec<_>, Vec<_>) = ranges.filter(|(_, bucket)| bucket.len() > 1).unzip();
+        let moving = if several.is_empty() { None } else { Some(Moving::new(network, &samples, places, several)?) };
+        Ok(Self { network, samples, sizes: sizes.to_vec(), moving, steps: 0 })
     }
 
     /// One step of Adam on the weights of all buckets. Returns the sum of their losses before it.
     ///
     /// # Errors
-    /// When the samples do not fit the network.
+    /// When the samples do not fit the network, or the loss of a bucket is not finite.
     pub fn step(&mut self, rate: f64) -> Result<f64> {
         let Some(moving) = &mut self.moving else { return Ok(0.0) };
         let fused = moving.weights.apply_op1(moving.sum.clone())?;
         let features = self.network.evaluate(&fused, &[Part::Beginning, Part::Intermediate])?.flatten_from(1)?;
-        let loss = (features - &moving.target)?.sqr()?.sum_all()?;
+        self.steps += 1;
+        let squares = (features - &moving.target)?.sqr()?;
+        let loss = squares.sum_all()?;
+        if !loss.to_scalar::<f32>()?.is_finite() {
+            moving.refuse_broken(&squares, &format!("in step {} at the learning rate {rate} the loss", self.steps))?;
+        }
         moving.optimiser.step(&BTreeMap::from([("weights", &moving.weights)]), &loss.backward()?, rate)?;
         Ok(f64::from(loss.to_scalar::<f32>()?))
     }
@@ -59,7 +68,7 @@ impl<'a> Matching<'a> {
     /// The condensed images, one after another, and the weight of each sample in its bucket's.
     ///
     /// # Errors
-    /// When a tensor cannot be read.
+    /// When a condensed image is not finite.
     pub fn finish(self) -> Result<(Vec<f32>, Vec<f32>)> {
         let (moved_images, moved_weights) = match self.moving {
             Some(Moving { weights, sum, .. }) => {
@@ -84,21 +93,36 @@ impl<'a> Matching<'a> {
             }
             start += size;
         }
+        if let Some(place) = images.iter().position(|value| !value.is_finite()) {
+            bail!("the condensed image of bucket {} is not finite after {} steps; give a lower `lr`", place / pixels, self.steps);
+        }
         Ok((images, weights))
     }
 }
 
 impl Moving {
-    fn new(network: &Network, samples: &Arc<Samples>, buckets: Vec<Range<usize>>) -> Result<Self> {
+    fn new(network: &Network, samples: &Arc<Samples>, places: Vec<usize>, buckets: Vec<Range<usize>>) -> Result<Self> {
         let features = evaluate::features(network, samples)?;
         let initial: Vec<f32> = buckets.iter().flat_map(|bucket| std::iter::repeat_n(1.0 / bucket.len() as f32, bucket.len())).collect();
         let count = initial.len();
-        Ok(Self {
+        let moving = Self {
+            places,
             weights: Var::from_tensor(&Tensor::from_vec(initial, count, &Device::Cpu)?)?,
             target: mean_features(&features, &buckets)?,
             sum: WeightedSum { samples: samples.clone(), buckets },
             optimiser: Optimiser::new(Rule::Adam { weight_decay: 0.0 }),
-        })
+        };
+        moving.refuse_broken(&moving.target, "the mean feature")?;
+        Ok(moving)
+    }
+
+    /// Names the first bucket whose row of `values` is not finite.
+    fn refuse_broken(&self, values: &Tensor, what: &str) -> Result<()> {
+        let rows = values.to_vec2::<f32>()?;
+        match rows.iter().position(|row| row.iter().any(|value| !value.is_finite())) {
+            Some(row) => bail!("{what} of bucket {} is not finite; give a lower `lr`, here or to the model", self.places[row]),
+            None => Ok(()),
+        }
     }
 }
 
@@ -218,6 +242,22 @@ mod tests {
         assert!(losses[59] < 0.9 * losses[0], "{losses:?}");
         let (_, weights) = matching.finish().unwrap();
         assert!((weights[0] - 1.0 / 3.0).abs() > 1e-3);
+    }
+
+    #[test]
+    fn a_bucket_that_is_not_finite_is_named_with_the_step() {
+        let network = network();
+        // The second bucket of several images, of five buckets.
+        let mut values = samples(0..14).values(&(0..14).collect::<Vec<_>>());
+        let broken = |values: &[f32]| Samples::of_values(Array::new(vec![14, 3, 8, 8], values.to_vec()), vec![0; 14]).unwrap();
+        let mut matching = Matching::new(&network, &broken(&values), &SIZES).unwrap();
+        matching.step(1e-3).unwrap();
+        matching.step(1e38).unwrap();
+        let error = matching.step(1e-3).unwrap_err().to_string();
+        assert!(error.contains("in step 3 at the learning rate 0.001 the loss of bucket 0 is not finite"), "{error}");
+        values[6 * 192] = f32::NAN;
+        let error = Matching::new(&network, &broken(&values), &SIZES).map(drop).unwrap_err().to_string();
+        assert!(error.contains("the mean feature of bucket 2 is not finite"), "{error}");
     }
 
     #[test]

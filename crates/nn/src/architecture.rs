@@ -50,6 +50,11 @@ pub struct Architecture {
     pub dropout: f64,
 }
 
+/// Parameters of a network at most: 4 GB, and three times as much again for their gradients and Adam's moments.
+pub const MOST_PARAMETERS: usize = 1 << 30;
+/// Hidden layers of a network at most.
+const MOST_LAYERS: usize = 1024;
+
 /// One layer, or a few that are computed together. Names are those of a PyTorch state dict.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Layer {
@@ -114,39 +119,64 @@ impl Architecture {
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(format!("a dropout of {} is no probability below 1", self.dropout));
         }
-        let parameters = self.parameter_count();
-        if parameters > MOST_PARAMETERS {
-            let counted = if parameters == usize::MAX { "more than can be counted".to_owned() } else { parameters.to_string() };
-            return Err(format!(
-                "images of {:?}, {} classes and layers of {:?} and {} make {counted} parameters; {MOST_PARAMETERS} are the most",
-                self.input, self.classes, self.widths, self.hidden
-            ));
+        if self.widths.len() > MOST_LAYERS {
+            return Err(format!("{} layer widths are too many; give {MOST_LAYERS} at most", self.widths.len()));
         }
-        match self.family {
-            Family::Mlp => Ok(self.mlp_layers()),
-            Family::Cnn => self.cnn_layers(),
+        if self.input.iter().try_fold(1_usize, |product, &size| product.checked_mul(size)).is_none() {
+            return Err(format!("an image of {:?} is too large", self.input));
         }
+        let parts = match self.family {
+            Family::Mlp => self.mlp_layers(),
+            Family::Cnn => self.cnn_layers()?,
+        };
+        self.check_size(parts.iter().flatten())?;
+        Ok(parts)
     }
 
-    /// The number of parameters; the largest number where it cannot be counted.
-    fn parameter_count(&self) -> usize {
-        let linear = |inputs: usize, outputs: usize| inputs.saturating_add(1).saturating_mul(outputs);
-        let product = |values: &[usize]| values.iter().fold(1, |product: usize, &value| product.saturating_mul(value));
+    /// Refuses layers that no memory holds, and says which of the sizes make them.
+    fn check_size<'a>(&self, layers: impl Iterator<Item = &'a Layer>) -> Result<(), String> {
+        let mut total = 0_usize;
+        for layer in layers {
+            let (name, sizes, count) = match layer {
+                Layer::Block { convolution, inputs, outputs, .. } => (convolution, [*inputs, *outputs], inputs.checked_mul(9)),
+                Layer::Linear { name, inputs, outputs } => (name, [*inputs, *outputs], Some(*inputs)),
+                _ => continue,
+            };
+            // Bias, and scale and shift of a normalisation.
+            let count = count.and_then(|inputs| inputs.checked_add(3)?.checked_mul(sizes[1])?.checked_add(total));
+            total = count.filter(|&count| count <= MOST_PARAMETERS).ok_or_else(|| {
+                let blame = match (self.family, name.as_str()) {
+                    (Family::Mlp, _) => "`widths`, or smaller images",
+                    (Family::Cnn, "classifier.0") => "`hidden`, or more `widths`, which halve the image",
+                    (Family::Cnn, "classifier.3") => "`hidden`",
+                    (Family::Cnn, _) => "`widths`",
+                };
+                format!(
+                    "with `{name}` of {} to {} the network has more than {MOST_PARAMETERS} parameters; give smaller {blame}",
+                    sizes[0], sizes[1]
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The most values that a sample takes on both sides of a layer; 0 where there is no such network.
+    pub(crate) fn widest(&self) -> usize {
         let [channels, mut height, mut width] = self.input;
-        let mut total: usize = 0;
-        let mut inputs = if self.family == Family::Mlp { product(&self.input) } else { channels };
-        for &outputs in &self.widths {
-            total = total.saturating_add(match self.family {
-                Family::Mlp => linear(inputs, outputs),
-                Family::Cnn => linear(inputs.saturating_mul(9), outputs).saturating_add(outputs.saturating_mul(2)),
-            });
-            (inputs, height, width) = (outputs, height / 2, width / 2);
+        let mut widest = channels.saturating_mul(height).saturating_mul(width);
+        for layer in self.layers().iter().flatten().flatten() {
+            let values = match layer {
+                Layer::Block { inputs, outputs, .. } => {
+                    let values = (inputs + outputs).saturating_mul(height).saturating_mul(width);
+                    (height, width) = (height / 2, width / 2);
+                    values
+                }
+                Layer::Linear { inputs, outputs, .. } => inputs + outputs,
+                _ => 0,
+            };
+            widest = widest.max(values);
         }
-        if self.family == Family::Cnn {
-            total = total.saturating_add(linear(product(&[inputs, height, width]), self.hidden));
-            inputs = self.hidden;
-        }
-        total.saturating_add(linear(inputs, self.classes))
+        widest
     }
 
     /// `linear1`, `linear2`, ...: the first hidden layer is the beginning, the others the intermediate, the output layer the final.
@@ -168,7 +198,7 @@ impl Architecture {
     fn cnn_layers(&self) -> Result<[Vec<Layer>; 3], String> {
         let [channels, mut height, mut width] = self.input;
         let blocks = self.widths.len();
-        let smallest = u32::try_from(blocks).ok().and_then(|blocks| 1_usize.checked_shl(blocks)).unwrap_or(usize::MAX);
+        let smallest = 1_usize.checked_shl(blocks as u32).unwrap_or(usize::MAX);
         if height < smallest || width < smallest {
             return Err(format!(
                 "{blocks} blocks that each halve the image need {smallest} x {smallest} pixels at least, not {height} x {width}; \
@@ -229,17 +259,30 @@ mod tests {
         assert!(Architecture { widths: vec![5], ..Architecture::of_paper(Family::Mlp, [1, 8, 8], 10) }.layers().is_err());
     }
 
+    /// Not built, but refused: nor does a product overflow.
     #[test]
-    fn a_network_larger_than_any_memory_is_refused() {
-        let refused = |family, widths: &[usize], input| {
-            let architecture = Architecture { widths: widths.to_vec(), ..Architecture::of_paper(family, input, 10) };
-            architecture.layers().unwrap_err()
+    fn a_network_that_no_memory_holds_is_refused_with_the_size_to_blame() {
+        let with = |family, widths: &[usize], hidden| Architecture {
+            widths: widths.to_vec(),
+            hidden,
+            ..Architecture::of_paper(family, [3, 64, 64], 10)
         };
-        let million = 1_000_000;
-        assert!(refused(Family::Mlp, &[million, million], [1, 8, 8]).contains("make 1000076000010 parameters"));
-        assert!(refused(Family::Cnn, &[usize::MAX / 2, usize::MAX], [1, 8, 8]).contains("more than can be counted"));
-        assert!(refused(Family::Mlp, &[8, 8], [usize::MAX, 1 << 40, 1 << 40]).contains("more than can be counted"));
-        assert!(refused(Family::Cnn, &[1; 200], [1, 8, 8]).contains("200 blocks"));
+        for (architecture, blame) in [
+            (with(Family::Mlp, &[1_000_000, 128], 0), "smaller `widths`"),
+            (with(Family::Mlp, &[128, 1_000_000, 1_000_000], 0), "`linear3` of 1000000 to 1000000"),
+            (with(Family::Mlp, &[usize::MAX, usize::MAX], 0), "smaller `widths`"),
+            (with(Family::Cnn, &[32, usize::MAX / 2], 100), "smaller `widths`"),
+            (with(Family::Cnn, &[32, 1_000_000], 100), "smaller `hidden`"),
+            (with(Family::Cnn, &[32, 64], 1 << 40), "smaller `hidden`"),
+            (with(Family::Cnn, &[2; 64], 10), "resize or pad"),
+            (with(Family::Mlp, &[1; 5000], 0), "1024 at most"),
+            (Architecture { input: [1 << 40, 1 << 40, 1], ..with(Family::Mlp, &[8, 8], 0) }, "too large"),
+            (Architecture { classes: usize::MAX, ..with(Family::Mlp, &[8, 8], 0) }, "`linear3`"),
+        ] {
+            let error = architecture.layers().unwrap_err();
+            assert!(error.contains(blame), "{error}");
+        }
+        assert!(with(Family::Mlp, &[8192, 4096], 0).layers().is_ok());
     }
 
     #[test]

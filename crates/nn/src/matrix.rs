@@ -100,7 +100,8 @@ impl<'a, T: Real> Panels<'a, T> {
     /// Panels that lie in `values` already, `stride` apart.
     pub(crate) fn apart(values: &'a [T], inner: usize, columns: usize, stride: usize) -> Self {
         let panels = Self { values, inner, columns, stride };
-        assert!(values.len() >= panels.count().saturating_sub(1) * stride + inner * PANEL, "panels of {inner} x {columns}");
+        let needed = if columns == 0 { 0 } else { (panels.count() - 1) * stride + inner * PANEL };
+        assert!(values.len() >= needed, "panels of {inner} x {columns}");
         panels
     }
 
@@ -142,6 +143,9 @@ fn fill_panel<T: Real>(right: Matrix<'_, T>, panel: usize, values: &mut [T]) {
 pub(crate) fn multiply<T: Real>(left: Matrix<'_, T>, right: Panels<'_, T>, result: &mut [T], add: bool) {
     assert_eq!(left.columns, right.inner, "inner dimensions");
     assert_eq!(result.len(), left.rows * right.columns, "the result's size");
+    if left.columns == 0 && !add {
+        result.fill(T::default());
+    }
     // SAFETY: `result` is exclusively borrowed and holds all rows.
     unsafe { multiply_panels(left, right, 0..right.count(), result.as_mut_ptr(), add) }
 }
@@ -345,7 +349,7 @@ mod tests {
     #[test]
     fn products_of_transposes_agree_with_the_definition() {
         let values = |count: usize, step: usize| (0..count).map(|index| ((index * step) % 17) as f64 - 8.0).collect::<Vec<f64>>();
-        for (rows, inner, columns) in [(1, 1, 1), (3, 5, 150), (70, 9, 129), (13, 800, 16)] {
+        for (rows, inner, columns) in [(1, 1, 1), (3, 5, 150), (70, 9, 129), (13, 800, 16), (3, 0, 2), (0, 3, 2), (3, 2, 0), (0, 0, 0)] {
             let (left, right) = (values(rows * inner, 5), values(inner * columns, 7));
             for (left_matrix, right_matrix) in [
                 (Matrix::new(&left, rows, inner), Matrix::new(&right, inner, columns)),
@@ -356,6 +360,9 @@ mod tests {
                 let mut twice = expected.clone();
                 multiply(left_matrix, Panels::lay_out(right_matrix, &mut Vec::new()), &mut twice, true);
                 assert!(twice.iter().zip(&expected).all(|(twice, once)| *twice == 2.0 * once));
+                let mut anew = vec![f64::NAN; expected.len()];
+                multiply(left_matrix, Panels::lay_out(right_matrix, &mut Vec::new()), &mut anew, false);
+                assert_eq!(anew, expected);
             }
         }
     }

@@ -12,7 +12,7 @@ use crate::train::Recipe;
 /// The artifact of a network that was trained on `dataset` by `recipe`.
 ///
 /// # Errors
-/// When a tensor cannot be read.
+/// When a weight is not finite.
 pub fn to_artifact(network: &Network, recipe: &Recipe, dataset: &Dataset) -> Result<Model> {
     let facts = ModelFacts {
         architecture: to_json(network.architecture())?,
@@ -20,15 +20,24 @@ pub fn to_artifact(network: &Network, recipe: &Recipe, dataset: &Dataset) -> Res
         class_names: dataset.facts.class_names.clone(),
         normalisation: dataset.facts.normalisation.clone(),
     };
-    Ok(Model { tensors: network.to_tensors()?, facts })
+    Ok(Model { tensors: finite_tensors(network)?, facts })
 }
 
 /// The artifact of a network that has the facts of the model that it was made from.
 ///
 /// # Errors
-/// When a tensor cannot be read.
+/// When a weight is not finite.
 pub fn with_facts_of(network: &Network, model: &Model) -> Result<Model> {
-    Ok(Model { tensors: network.to_tensors()?, facts: model.facts.clone() })
+    Ok(Model { tensors: finite_tensors(network)?, facts: model.facts.clone() })
+}
+
+fn finite_tensors(network: &Network) -> Result<BTreeMap<String, Tensor>> {
+    let tensors = network.to_tensors()?;
+    let is_broken = |tensor: &Tensor| matches!(tensor, Tensor::F32(array) if array.data.iter().any(|value| !value.is_finite()));
+    match tensors.iter().find(|(_, tensor)| is_broken(tensor)) {
+        Some((name, _)) => Err(Error::Msg(format!("`{name}` holds values that are not finite: the training diverged; give a lower `lr`"))),
+        None => Ok(tensors),
+    }
 }
 
 /// The network of an artifact, which is checked first (see [`check`]).

@@ -9,11 +9,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::architecture::{Architecture, Layer, Part};
-use crate::ops::{self, Block, Convolution, Deposit, FrozenBlock, Normalisation, Weight};
+use crate::ops::{self, Block, Convolution, Deposit, FrozenBlock, Normalisation, Statistics, Weight};
 use crate::rng::{Stream, Streams};
 
 /// How much of the running averages a new batch replaces, as in PyTorch.
-pub(crate) const MOMENTUM: f64 = 0.1;
+const MOMENTUM: f64 = 0.1;
 const BLOCK: Block = Block { convolution: Convolution { stride: 1, padding: 1 }, rectify: true, pool: true };
 
 /// How the layers of one part behave that act differently in training.
@@ -67,9 +67,9 @@ pub fn only(part: Part, mode: Mode) -> Modes {
 
 /// The running averages of one batch normalisation.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct RunningAverages {
-    pub(crate) mean: Vec<f32>,
-    pub(crate) variance: Vec<f32>,
+struct RunningAverages {
+    mean: Vec<f32>,
+    variance: Vec<f32>,
     batches: i64,
 }
 
@@ -79,36 +79,29 @@ impl RunningAverages {
         [&self.mean, &self.variance].map(|values| values.iter().map(|&value| f64::from(value)).collect())
     }
 
-    /// The block that these averages belong to, in the given mode.
-    fn block(&mut self, input: &Tensor, weight: Weight<'_>, parameters: [&Tensor; 3], mode: Mode) -> Result<Tensor> {
-        if !mode.batch_statistics {
-            let [mean, variance] = self.wide();
-            let fixed = Normalisation::Fixed { mean: &mean, variance: &variance };
-            return Ok(ops::conv_block(input, weight, parameters, BLOCK, fixed)?.0);
-        }
-        let (output, statistics) = ops::conv_block(input, weight, parameters, BLOCK, Normalisation::Batch)?;
-        let Some(statistics) = statistics.filter(|statistics| statistics.count > 1) else {
-            bail!("batch normalisation in training needs more than one value per channel");
-        };
+    /// Moves them towards the statistics of a batch.
+    fn blend(&mut self, statistics: &Statistics) {
         let blend = |old: &mut [f32], new: &[f64]| {
             old.iter_mut().zip(new).for_each(|(old, new)| *old = ((1.0 - MOMENTUM) * f64::from(*old) + MOMENTUM * new) as f32);
         };
         blend(&mut self.mean, &statistics.mean);
         blend(&mut self.variance, &statistics.unbiased_variance());
         self.batches += 1;
-        Ok(output)
     }
 }
 
-/// A network with its weights.
-#[derive(Debug, Clone)]
+/// The statistics of a batch, by the name of the normalisation that they belong to.
+type Moved = Vec<(String, Statistics)>;
+
+/// A network with its weights. It has no `clone`, whose variables would be those of the original: [`Self::duplicate`] shares nothing.
+#[derive(Debug)]
 pub struct Network {
     architecture: Architecture,
     layers: [Vec<Layer>; 3],
     parameters: BTreeMap<String, Var>,
     /// Where the gradients of the layers' weights are left during [`Self::backward`].
     deposits: BTreeMap<String, Deposit>,
-    pub(crate) averages: BTreeMap<String, RunningAverages>,
+    averages: BTreeMap<String, RunningAverages>,
 }
 
 impl Network {
@@ -147,9 +140,11 @@ impl Network {
         })?;
         for (name, averages) in &mut network.averages {
             let name = format!("{name}.num_batches_tracked");
-            if let Some(Stored::I64(array)) = tensors.get(&name) {
-                averages.batches = array.data.first().copied().unwrap_or(0);
-            }
+            averages.batches = match tensors.get(&name) {
+                None => 0,
+                Some(Stored::I64(array)) if array.data.len() == 1 && array.data[0] >= 0 => array.data[0],
+                Some(other) => bail!("`{name}` is {:?} of {:?}; it must be one I64 of 0 or more", other.shape(), other.dtype()),
+            };
             used.push(name);
         }
         match tensors.keys().find(|name| !used.contains(name)) {
@@ -243,14 +238,6 @@ impl Network {
             .collect()
     }
 
-    /// The names of the batch normalisations of a part.
-    pub(crate) fn batch_norms(&self, part: Part) -> impl Iterator<Item = &String> {
-        self.layers[part as usize].iter().filter_map(|layer| match layer {
-            Layer::Block { normalisation, .. } => Some(normalisation),
-            _ => None,
-        })
-    }
-
     /// Whether a part gives the same output in a mode as in [`Mode::EVAL`] and leaves its buffers alone, so that what it gives can be kept.
     #[must_use]
     pub fn is_fixed(&self, part: Part, mode: Mode) -> bool {
@@ -267,16 +254,28 @@ impl Network {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&mut self, input: &Tensor, parts: &[Part], modes: Modes, trainable: &[Part], dropout: &mut Stream) -> Result<Tensor> {
+        let (output, moved) = self.run(input, parts, modes, trainable, dropout)?;
+        if moved.iter().any(|(_, statistics)| statistics.count < 2) {
+            bail!("batch normalisation in training needs more than one value per channel");
+        }
+        for (name, statistics) in moved {
+            self.averages.get_mut(&name).expect("built with every layer").blend(&statistics);
+        }
+        Ok(output)
+    }
+
+    /// As [`Self::forward`], with the statistics that the running averages are to be moved by.
+    fn run(&self, input: &Tensor, parts: &[Part], modes: Modes, trainable: &[Part], dropout: &mut Stream) -> Result<(Tensor, Moved)> {
         let is_frozen = |(part, layer): &(Part, &Layer)| {
             matches!(layer, Layer::Block { .. }) && !trainable.contains(part) && !modes[*part as usize].batch_statistics
         };
         let mut layers = parts.iter().flat_map(|&part| self.layers[part as usize].iter().map(move |layer| (part, layer))).peekable();
-        let mut value = input.clone();
+        let (mut value, mut moved) = (input.clone(), Vec::new());
         loop {
             let frozen: Vec<_> =
                 std::iter::from_fn(|| layers.next_if(is_frozen)).filter_map(|(_, layer)| self.frozen_block(layer)).collect();
             value = ops::frozen_blocks(&value, &frozen)?;
-            let Some((part, layer)) = layers.next() else { return Ok(value) };
+            let Some((part, layer)) = layers.next() else { return Ok((value, moved)) };
             let mode = modes[part as usize];
             let is_trainable = trainable.contains(&part);
             value = match layer {
@@ -284,9 +283,13 @@ impl Network {
                 Layer::ChannelsFirst => ops::channels_first(&value)?,
                 Layer::Block { convolution, normalisation, .. } => {
                     let (weight, parameters) = self.block_parameters(convolution, normalisation, is_trainable);
-                    let averages = self.averages.get_mut(normalisation).expect("built with every layer");
                     let weight = Weight::new(&weight, is_trainable.then(|| &self.deposits[convolution]));
-                    averages.block(&value, weight, parameters.each_ref(), mode)?
+                    let [mean, variance] = self.averages[normalisation].wide();
+                    let fixed = Normalisation::Fixed { mean: &mean, variance: &variance };
+                    let normalised_by = if mode.batch_statistics { Normalisation::Batch } else { fixed };
+                    let (output, statistics) = ops::conv_block(&value, weight, parameters.each_ref(), BLOCK, normalised_by)?;
+                    moved.extend(statistics.map(|statistics| (normalisation.clone(), statistics)));
+                    output
                 }
                 Layer::Flatten => value.flatten_from(1)?,
                 Layer::Linear { name, .. } => {
@@ -306,15 +309,7 @@ impl Network {
     /// # Errors
     /// When the loss is not one number.
     pub fn backward(&self, loss: &Tensor) -> Result<GradStore> {
-        // What a backward pass that failed left behind.
-        self.deposits.values().for_each(|deposit| drop(deposit.take()));
-        let mut gradients = loss.backward()?;
-        for (name, deposit) in &self.deposits {
-            if let Some(gradient) = deposit.take() {
-                gradients.insert(&self.parameters[&format!("{name}.weight")], gradient);
-            }
-        }
-        Ok(gradients)
+        backward(loss, &[self])
     }
 
     /// A block as it is frozen in eval mode; nothing for other layers.
@@ -342,7 +337,58 @@ impl Network {
     /// # Errors
     /// When the shapes do not fit.
     pub fn evaluate(&self, input: &Tensor, parts: &[Part]) -> Result<Tensor> {
-        // In eval mode neither the buffers nor the dropout stream are touched; the clone shares the parameters.
-        self.clone().forward(input, parts, all(Mode::EVAL), &[], &mut Streams::new(0, "evaluate").stream("unused"))
+        // In eval mode neither the buffers nor the dropout stream are touched.
+        Ok(self.run(input, parts, all(Mode::EVAL), &[], &mut Streams::new(0, "evaluate").stream("unused"))?.0)
     }
+
+    /// The names of the batch normalisations of a part, in order.
+    pub(crate) fn batch_norms(&self, part: Part) -> Vec<String> {
+        let names = self.layers[part as usize].iter().filter_map(|layer| match layer {
+            Layer::Block { normalisation, .. } => Some(normalisation.clone()),
+            _ => None,
+        });
+        names.collect()
+    }
+
+    /// What the named batch normalisation of a part sees of a batch, given the output of the parts before, with all that lies before it in eval mode.
+    pub(crate) fn statistics(&self, input: &Tensor, part: Part, name: &str) -> Result<Statistics> {
+        let mut value = input.clone();
+        for layer in &self.layers[part as usize] {
+            match layer {
+                Layer::ChannelsLast => value = ops::channels_last(&value)?,
+                Layer::Block { convolution, normalisation, .. } if normalisation == name => {
+                    let (weight, parameters) = self.block_parameters(convolution, normalisation, false);
+                    let (_, statistics) = ops::conv_block(&value, &weight, parameters.each_ref(), BLOCK, Normalisation::Batch)?;
+                    return statistics.ok_or_else(|| candle_core::Error::msg("a batch has statistics"));
+                }
+                Layer::Block { .. } => value = ops::frozen_blocks(&value, &[self.frozen_block(layer).expect("a block")])?,
+                _ => break,
+            }
+        }
+        bail!("`{name}` is not among the first layers of its part")
+    }
+
+    /// Sets the running averages of the named batch normalisation.
+    pub(crate) fn set_averages(&mut self, name: &str, statistics: &Statistics) {
+        let averages = self.averages.get_mut(name).expect("built with every layer");
+        averages.mean = statistics.mean.iter().map(|&mean| mean as f32).collect();
+        averages.variance = statistics.unbiased_variance().iter().map(|&variance| variance as f32).collect();
+    }
+}
+
+/// The gradients of a loss that depends on the outputs of several networks.
+///
+/// # Errors
+/// When the loss is not one number.
+pub fn backward(loss: &Tensor, networks: &[&Network]) -> Result<GradStore> {
+    // What a backward pass that nobody asked these networks about left behind.
+    let deposits = || networks.iter().flat_map(|network| network.deposits.iter().map(move |deposit| (network, deposit)));
+    deposits().for_each(|(_, (_, deposit))| drop(deposit.take()));
+    let mut gradients = loss.backward()?;
+    for (network, (name, deposit)) in deposits() {
+        if let Some(gradient) = deposit.take() {
+            gradients.insert(&network.parameters[&format!("{name}.weight")], gradient);
+        }
+    }
+    Ok(gradients)
 }

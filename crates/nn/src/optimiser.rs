@@ -54,16 +54,28 @@ impl Optimiser {
         Self { rule, states: BTreeMap::new() }
     }
 
-    /// One step on those of `parameters` that have a gradient.
+    /// One step on all `parameters`.
     ///
     /// # Errors
-    /// When a gradient has another shape than its parameter.
+    /// When a parameter has no gradient, or the gradient or a restored moment has another shape than its parameter. No parameter has moved then.
     pub fn step(&mut self, parameters: &BTreeMap<&str, &Var>, gradients: &GradStore, rate: f64) -> Result<()> {
+        let mut steps = Vec::with_capacity(parameters.len());
         for (&name, &parameter) in parameters {
-            let Some(gradient) = gradients.get(parameter.as_tensor()) else { continue };
+            let Some(gradient) = gradients.get(parameter.as_tensor()) else {
+                bail!(
+                    "`{name}` is to be trained, but the loss gives it no gradient; take the gradients of a network's loss from \
+                     `Network::backward`, those of several networks' from `network::backward`, and train only what the loss depends on"
+                );
+            };
             if gradient.dims() != parameter.dims() {
                 bail!("the gradient of `{name}` has the shape {:?}, the parameter {:?}", gradient.dims(), parameter.dims());
             }
+            if let Some(state) = self.states.get(name).filter(|state| state.first.len() != parameter.elem_count()) {
+                bail!("the optimiser has {} moments of `{name}`, which has {} values", state.first.len(), parameter.elem_count());
+            }
+            steps.push((name, parameter, gradient));
+        }
+        for (name, parameter, gradient) in steps {
             let state = self.states.entry(name.to_owned()).or_default();
             state.steps += 1;
             let update = Update { rule: self.rule, rate, state: Mutex::new(state) };
@@ -84,21 +96,38 @@ impl Optimiser {
         tensors
     }
 
-    /// An optimiser with a saved state; tensors of other names are left alone.
-    #[must_use]
-    pub fn from_tensors(rule: Rule, tensors: &BTreeMap<String, Stored>) -> Self {
+    /// An optimiser with a saved state.
+    ///
+    /// # Errors
+    /// Names a tensor that is missing, of the wrong type or length, or not part of a state.
+    pub fn from_tensors(rule: Rule, tensors: &BTreeMap<String, Stored>) -> Result<Self> {
         let mut optimiser = Self::new(rule);
-        for (name, tensor) in tensors {
-            match (name.rsplit_once('@'), tensor) {
-                (Some((name, "first")), Stored::F32(array)) => optimiser.states.entry(name.into()).or_default().first = array.data.clone(),
-                (Some((name, "second")), Stored::F32(array)) => {
-                    optimiser.states.entry(name.into()).or_default().second = array.data.clone()
-                }
-                (Some((name, "steps")), Stored::U64(array)) => optimiser.states.entry(name.into()).or_default().steps = array.data[0],
-                _ => {}
+        for key in tensors.keys() {
+            let Some((name, "first" | "second" | "steps")) = key.rsplit_once('@') else { bail!("`{key}` is not of an optimiser's state") };
+            if optimiser.states.contains_key(name) {
+                continue;
             }
+            let moments = |moment: &str| match tensors.get(&format!("{name}@{moment}")) {
+                Some(Stored::F32(array)) => Ok(array.data.clone()),
+                _ => bail!("`{name}@{moment}` is missing, or not of the type F32"),
+            };
+            let (first, second) = (moments("first")?, moments("second")?);
+            let seconds = if matches!(rule, Rule::Adam { .. }) { first.len() } else { 0 };
+            if second.len() != seconds {
+                bail!("`{name}@second` has {} values; with {} first moments {rule:?} has {seconds}", second.len(), first.len());
+            }
+            let steps = match tensors.get(&format!("{name}@steps")) {
+                Some(Stored::U64(array)) if array.data.len() == 1 => array.data[0],
+                _ => bail!("`{name}@steps` is missing, or not one U64"),
+            };
+            optimiser.states.insert(name.to_owned(), State { first, second, steps });
         }
-        optimiser
+        Ok(optimiser)
+    }
+
+    /// How many values of each parameter the state is of.
+    pub(crate) fn lengths(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.states.iter().map(|(name, state)| (name.as_str(), state.first.len()))
     }
 }
 
@@ -137,7 +166,9 @@ fn adam(parameter: &mut [f32], gradient: &[f32], state: &mut State, rate: f64, w
     let correction = |beta: f64| 1.0 - beta.powf(state.steps as f64);
     let step = (rate / correction(BETAS.0)) as f32;
     let root_correction = correction(BETAS.1).sqrt() as f32;
-    let (first_beta, second_beta, epsilon) = (BETAS.0 as f32, BETAS.1 as f32, EPSILON as f32);
+    // Rounded once, as in PyTorch: 1 - 0.999 in f32 would be off by 1.3e-5 of it.
+    let (second_beta, epsilon) = (BETAS.1 as f32, EPSILON as f32);
+    let (of_first, of_second) = ((1.0 - BETAS.0) as f32, (1.0 - BETAS.1) as f32);
     let chunks = parameter
         .par_chunks_mut(CHUNK)
         .zip(gradient.par_chunks(CHUNK))
@@ -149,8 +180,8 @@ fn adam(parameter: &mut [f32], gradient: &[f32], state: &mut State, rate: f64, w
             || {
                 for (((parameter, &gradient), first), second) in parameter.iter_mut().zip(gradient).zip(first).zip(second) {
                     let gradient = gradient + weight_decay * *parameter;
-                    *first += (1.0 - first_beta) * (gradient - *first);
-                    *second = second_beta * *second + (1.0 - second_beta) * gradient * gradient;
+                    *first += of_first * (gradient - *first);
+                    *second = second_beta * *second + of_second * gradient * gradient;
                     *parameter -= step * *first / (second.sqrt() / root_correction + epsilon);
                 }
             },
@@ -163,7 +194,7 @@ fn sgd(parameter: &mut [f32], gradient: &[f32], state: &mut State, rate: f32, mo
     let chunks = parameter.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK)).zip(state.first.par_chunks_mut(CHUNK));
     chunks.for_each(|((parameter, gradient), velocity)| {
         for ((parameter, &gradient), velocity) in parameter.iter_mut().zip(gradient).zip(velocity) {
-            *velocity = momentum * *velocity + gradient + weight_decay * *parameter;
+            *velocity = momentum * *velocity + (gradient + weight_decay * *parameter);
             *parameter -= rate * *velocity;
         }
     });

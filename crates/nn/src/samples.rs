@@ -124,6 +124,17 @@ fn channels(normalisation: &Normalisation) -> Vec<Channel> {
     channels.map(channel).collect()
 }
 
+/// A label for each row, and values in each.
+fn check(what: &str, shape: &[usize], labels: &[u32]) -> Result<()> {
+    if shape.len() < 2 || shape[1..].contains(&0) {
+        bail!("samples of the shape {shape:?} hold no values");
+    }
+    if shape[0] != labels.len() {
+        bail!("{} {what}, but {} labels", shape[0], labels.len());
+    }
+    Ok(())
+}
+
 impl Samples {
     /// The samples of a dataset at `rows`.
     #[must_use]
@@ -137,9 +148,7 @@ impl Samples {
     /// # Errors
     /// When there are not as many labels as images, or the normalisation is of another number of channels.
     pub fn of_pixels(images: Array<u8>, normalisation: &Normalisation, labels: Vec<u32>) -> Result<Self> {
-        if images.rows() != labels.len() {
-            bail!("{} images, but {} labels", images.rows(), labels.len());
-        }
+        check("images", &images.shape, &labels)?;
         normalisation.check(images.shape[1]).map_err(Error::msg)?;
         Ok(Self { shape: images.shape[1..].to_vec(), segments: vec![Segment::Pixels(images, channels(normalisation))], labels })
     }
@@ -179,9 +188,7 @@ impl Samples {
     /// # Errors
     /// When there are not as many labels as rows.
     pub fn of_values(values: Array<f32>, labels: Vec<u32>) -> Result<Self> {
-        if values.rows() != labels.len() {
-            bail!("{} rows, but {} labels", values.rows(), labels.len());
-        }
+        check("rows", &values.shape, &labels)?;
         Ok(Self { shape: values.shape[1..].to_vec(), segments: vec![Segment::Values(values)], labels })
     }
 
@@ -327,6 +334,10 @@ mod tests {
         let of_channels = |count| Normalisation { mean: vec![0.5; count], std: vec![0.5; count] };
         assert!(Samples::of_pixels(images.clone(), &of_channels(1), vec![0]).is_err());
         assert!(Samples::of_pixels(images.clone(), &of_channels(2), vec![0; 2]).is_err());
+        for shape in [vec![], vec![2], vec![2, 0]] {
+            let values = Array::new(shape.clone(), vec![0.0; shape.iter().product()]);
+            assert!(Samples::of_values(values, vec![0; 2]).is_err(), "{shape:?}");
+        }
         assert_eq!(Samples::of_pixels(images, &of_channels(1), vec![0; 2]).unwrap().values(&[0, 1]), [-1.0, 1.0]);
     }
 }

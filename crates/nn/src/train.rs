@@ -1,7 +1,9 @@
 //! Training: one epoch over some parts, and the plain fit that base model, retraining and finetuning share.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, bail};
 use dcu_artifact::Tensor as Stored;
 use schemars::JsonSchema;
@@ -10,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::architecture::Part;
 use crate::evaluate;
 use crate::network::{self, Mode, Modes, Network};
-use crate::ops;
+use crate::ops::{self, Statistics};
 use crate::optimiser::{Optimiser, Rule};
 use crate::rng::Streams;
 use crate::samples::Samples;
@@ -110,7 +112,7 @@ pub struct Phase<'a> {
 
 /// Samples as they enter the first part that is not fixed: the outputs of the frozen parts before it, computed once.
 pub struct Prepared<'a> {
-    samples: std::borrow::Cow<'a, Samples>,
+    samples: Cow<'a, Samples>,
     parts: Vec<Part>,
 }
 
@@ -120,15 +122,33 @@ impl<'a> Prepared<'a> {
     /// # Errors
     /// When the samples do not fit the network.
     pub fn new(network: &Network, samples: &'a Samples, phase: Phase<'_>) -> Result<Self> {
+        Self::within(KEPT_VALUES, network, samples, phase)
+    }
+
+    /// The same, where the outputs are `most` values at most.
+    fn within(most: usize, network: &Network, samples: &'a Samples, phase: Phase<'_>) -> Result<Self> {
         let is_fixed = |part: &Part| !phase.trainable.contains(part) && network.is_fixed(*part, phase.modes[*part as usize]);
         let fixed = Part::ALL.iter().take_while(|part| is_fixed(part)).count();
         let (before, parts) = Part::ALL.split_at(fixed);
-        if fixed == 0 || samples.is_empty() || output_size(network, samples, before)? > KEPT_VALUES {
-            return Ok(Self { samples: std::borrow::Cow::Borrowed(samples), parts: Part::ALL.to_vec() });
+        if fixed == 0 || samples.is_empty() || output_size(network, samples, before)? > most {
+            return Ok(Self::all_parts(samples));
         }
         let values = evaluate::outputs(network, samples, before)?;
         let samples = Samples::of_values(values, samples.labels().to_vec())?;
-        Ok(Self { samples: std::borrow::Cow::Owned(samples), parts: parts.to_vec() })
+        Ok(Self { samples: Cow::Owned(samples), parts: parts.to_vec() })
+    }
+
+    fn all_parts(samples: &'a Samples) -> Self {
+        Self { samples: Cow::Borrowed(samples), parts: Part::ALL.to_vec() }
+    }
+
+    /// The batches of one pass, in random order.
+    fn batches(&self, phase: Phase<'_>, epoch: u64) -> Result<Vec<Vec<usize>>> {
+        if self.samples.is_empty() || phase.batch == 0 {
+            bail!("there is nothing to train on ({}): {} samples in batches of {}", phase.purpose, self.samples.len(), phase.batch);
+        }
+        let order = phase.streams.indexed(&format!("{} shuffle", phase.purpose), epoch).permutation(self.samples.len());
+        Ok(order.chunks(phase.batch).map(<[usize]>::to_vec).collect())
     }
 
     /// The mean loss of a batch of these samples.
@@ -138,21 +158,17 @@ impl<'a> Prepared<'a> {
         let logits = network.forward(&input, &self.parts, phase.modes, phase.trainable, &mut dropout)?;
         ops::cross_entropy(&logits, &labels)
     }
-
-    fn shuffled(&self, phase: Phase<'_>, epoch: u64) -> Vec<usize> {
-        phase.streams.indexed(&format!("{} shuffle", phase.purpose), epoch).permutation(self.samples.len())
-    }
 }
 
 fn output_size(network: &Network, samples: &Samples, parts: &[Part]) -> Result<usize> {
     let (input, _) = samples.batch(&[0])?;
-    Ok(network.evaluate(&input, parts)?.elem_count() * samples.len())
+    Ok(network.evaluate(&input, parts)?.elem_count().saturating_mul(samples.len()))
 }
 
 /// One pass over the samples in random order, one step of the optimiser a batch. Returns the mean loss over the samples.
 ///
 /// # Errors
-/// When the samples do not fit the network, or the loss is no longer finite.
+/// When there are no samples, these do not fit the network, or the loss is no longer finite.
 pub fn epoch(
     network: &mut Network,
     prepared: &Prepared<'_>,
@@ -161,15 +177,14 @@ pub fn epoch(
     optimiser: &mut Optimiser,
     rate: f64,
 ) -> Result<f64> {
-    let order = prepared.shuffled(phase, epoch);
-    let steps = order.len().div_ceil(phase.batch) as u64;
+    let batches = prepared.batches(phase, epoch)?;
     let mut total = 0.0;
-    for (step, rows) in order.chunks(phase.batch).enumerate() {
-        let loss = prepared.loss(network, rows, phase, epoch * steps + step as u64)?;
+    for (step, rows) in batches.iter().enumerate() {
+        let loss = prepared.loss(network, rows, phase, epoch * batches.len() as u64 + step as u64)?;
+        total += finite(&loss, phase, epoch, step, rate)? * rows.len() as f64;
         optimiser.step(&network.parameters(phase.trainable), &network.backward(&loss)?, rate)?;
-        total += finite(&loss, phase.purpose)? * rows.len() as f64;
     }
-    Ok(total / order.len() as f64)
+    Ok(total / prepared.samples.len() as f64)
 }
 
 /// One pass that makes a single step, on the mean of the batches' losses; the last, smaller batch counts as much as the others
@@ -185,63 +200,45 @@ pub fn accumulated_step(
     optimiser: &mut Optimiser,
     rate: f64,
 ) -> Result<f64> {
-    let order = prepared.shuffled(phase, pass);
-    let batches = order.len().div_ceil(phase.batch);
-    let losses: Vec<Tensor> = order
-        .chunks(phase.batch)
-        .enumerate()
-        .map(|(step, rows)| prepared.loss(network, rows, phase, pass * batches as u64 + step as u64))
-        .collect::<Result<_>>()?;
-    let loss = (Tensor::stack(&losses, 0)?.sum_all()? / batches as f64)?;
-    optimiser.step(&network.parameters(phase.trainable), &network.backward(&loss)?, rate)?;
-    finite(&loss, phase.purpose)
+    let batches = prepared.batches(phase, pass)?;
+    let (mut total, mut gradients) = (0.0, GradStore::default());
+    for (step, rows) in batches.iter().enumerate() {
+        let loss = prepared.loss(network, rows, phase, pass * batches.len() as u64 + step as u64)?;
+        total += finite(&loss, phase, pass, step, rate)?;
+        // A batch at a time: its graph holds all that the layers gave.
+        gradients.extend(network.backward(&(loss / batches.len() as f64)?)?)?;
+    }
+    optimiser.step(&network.parameters(phase.trainable), &gradients, rate)?;
+    Ok(total / batches.len() as f64)
 }
 
-fn finite(loss: &Tensor, purpose: &str) -> Result<f64> {
+fn finite(loss: &Tensor, phase: Phase<'_>, epoch: u64, step: usize, rate: f64) -> Result<f64> {
     let value = f64::from(loss.to_scalar::<f32>()?);
     if !value.is_finite() {
-        bail!("the training diverged ({purpose}: the loss is {value}); lower the learning rate");
+        bail!(
+            "the training diverged (`{}`): in epoch {}, step {} the loss is {value}, at the learning rate {rate}; give a lower `lr`",
+            phase.purpose,
+            epoch + 1,
+            step + 1
+        );
     }
     Ok(value)
 }
 
-/// Sets the running averages of a part to the mean over the batches of one pass, in order, the parts before it in eval mode.
+/// Sets the running averages of a part to mean and variance over all samples, those of one normalisation after the other, with all that lies
+/// before it in eval mode: as one batch of all samples has them.
 ///
 /// # Errors
-/// When the samples do not fit the network.
-pub fn recompute_running_averages(network: &mut Network, samples: &Samples, part: Part, batch: usize, streams: &Streams) -> Result<()> {
-    let names: Vec<String> = network.batch_norms(part).cloned().collect();
-    if names.is_empty() {
-        return Ok(());
-    }
-    let parts: Vec<Part> = Part::ALL.into_iter().filter(|other| *other <= part).collect();
-    let modes = network::only(part, Mode { batch_statistics: true, dropout: false });
-    let mut unused = streams.stream("running averages");
-    let order: Vec<usize> = (0..samples.len()).collect();
-    let mut sums: BTreeMap<&str, (Vec<f64>, Vec<f64>)> = BTreeMap::new();
-    let mut batches = 0.0;
-    // A last batch of one sample has no variance; it is left to the others.
-    for rows in order.chunks(batch).filter(|rows| rows.len() > 1 || samples.len() == 1) {
-        for name in &names {
-            let averages = network.averages.get_mut(name).expect("built with every layer");
-            averages.mean.fill(0.0);
-            averages.variance.fill(0.0);
-        }
-        let (input, _) = samples.batch(rows)?;
-        network.forward(&input, &parts, modes, &[], &mut unused)?;
-        batches += 1.0;
-        for name in &names {
-            // From zero, one update leaves the momentum's share of the batch's statistics.
-            let averages = &network.averages[name];
-            let (mean, variance) = sums.entry(name).or_insert_with(|| (vec![0.0; averages.mean.len()], vec![0.0; averages.mean.len()]));
-            mean.iter_mut().zip(&averages.mean).for_each(|(sum, &value)| *sum += f64::from(value) / network::MOMENTUM);
-            variance.iter_mut().zip(&averages.variance).for_each(|(sum, &value)| *sum += f64::from(value) / network::MOMENTUM);
-        }
-    }
-    for (name, (mean, variance)) in sums {
-        let averages = network.averages.get_mut(name).expect("built with every layer");
-        averages.mean = mean.iter().map(|sum| (sum / batches) as f32).collect();
-        averages.variance = variance.iter().map(|sum| (sum / batches) as f32).collect();
+/// When there are no samples, or these do not fit the network.
+pub fn recompute_running_averages(network: &mut Network, samples: &Samples, part: Part) -> Result<()> {
+    let before: Vec<Part> = Part::ALL.into_iter().filter(|other| *other < part).collect();
+    for name in network.batch_norms(part) {
+        let mut parts = Vec::new();
+        evaluate::for_each_batch(network, samples, |input, _| {
+            parts.push(network.statistics(&network.evaluate(&input, &before)?, part, &name)?);
+            Ok(())
+        })?;
+        network.set_averages(&name, &Statistics::joined(&parts));
     }
     Ok(())
 }
@@ -262,7 +259,16 @@ pub fn snapshot(network: &Network, optimiser: &Optimiser) -> Result<BTreeMap<Str
 /// When the snapshot is of another network.
 pub fn resume(network: &Network, rule: Rule, tensors: BTreeMap<String, Stored>) -> Result<(Network, Optimiser)> {
     let (state, weights): (BTreeMap<_, _>, BTreeMap<_, _>) = tensors.into_iter().partition(|(name, _)| name.contains('@'));
-    Ok((Network::from_tensors(network.architecture(), &weights)?, Optimiser::from_tensors(rule, &state)))
+    let (network, optimiser) = (Network::from_tensors(network.architecture(), &weights)?, Optimiser::from_tensors(rule, &state)?);
+    let parameters = network.parameters(&Part::ALL);
+    for (name, length) in optimiser.lengths() {
+        match parameters.get(name) {
+            Some(parameter) if parameter.elem_count() == length => {}
+            Some(parameter) => bail!("the snapshot has {length} moments of `{name}`, which has {} values", parameter.elem_count()),
+            None => bail!("the snapshot has moments of `{name}`, which is no parameter of the network"),
+        }
+    }
+    Ok((network, optimiser))
 }
 
 /// A training of the whole network that can be interrupted between epochs.
@@ -320,7 +326,7 @@ impl Fit {
             streams: &self.streams,
             purpose: "fit",
         };
-        let prepared = Prepared { samples: std::borrow::Cow::Borrowed(samples), parts: Part::ALL.to_vec() };
+        let prepared = Prepared::all_parts(samples);
         let rate = self.recipe.rate(self.done);
         let loss = epoch(&mut self.network, &prepared, phase, self.done as u64, &mut self.optimiser, rate)?;
         self.done += 1;
@@ -331,5 +337,36 @@ impl Fit {
     #[must_use]
     pub fn finish(self) -> Network {
         self.network
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dcu_artifact::Array;
+
+    use super::*;
+    use crate::architecture::{Architecture, Family};
+
+    /// What is kept of frozen parts does not depend on memory, nor does a result on whether it is kept.
+    #[test]
+    fn outputs_that_are_kept_and_computed_anew_train_to_the_same_bytes() {
+        let streams = Streams::new(1, "test");
+        let architecture = Architecture { widths: vec![8, 9], hidden: 10, ..Architecture::of_paper(Family::Cnn, [3, 8, 8], 3) };
+        let mut stream = streams.stream("images");
+        let images = (0..20 * 192).map(|_| stream.normal()).collect();
+        let samples = Samples::of_values(Array::new(vec![20, 3, 8, 8], images), (0..20).map(|row| row % 3).collect()).unwrap();
+        let train = |part: Part, most: usize| {
+            let mut network = Network::initialised(&architecture, &streams).unwrap();
+            let phase = Phase { trainable: &[part], modes: network::only(part, Mode::TRAIN), batch: 8, streams: &streams, purpose: "test" };
+            let prepared = Prepared::within(most, &network, &samples, phase).unwrap();
+            let mut optimiser = Optimiser::new(Rule::Adam { weight_decay: 0.0 });
+            epoch(&mut network, &prepared, phase, 0, &mut optimiser, 1e-3).unwrap();
+            (prepared.parts.len(), network.to_tensors().unwrap())
+        };
+        for (part, kept) in [(Part::Intermediate, 2), (Part::Final, 1)] {
+            let ((parts, found), (all_parts, expected)) = (train(part, KEPT_VALUES), train(part, 0));
+            assert_eq!((parts, all_parts), (kept, 3));
+            assert_eq!(found, expected);
+        }
     }
 }

@@ -18,6 +18,8 @@ pub trait Real:
 {
     /// One.
     const ONE: Self;
+    /// Whether this is not a number.
+    fn is_nan(self) -> bool;
     /// The square root.
     fn root(self) -> Self;
     /// The natural logarithm.
@@ -46,6 +48,8 @@ macro_rules! real {
     ($($type:ty, $vector:ident, $splat:ident, $add:ident, $subtract:ident, $multiply:ident, $multiply_add:ident;)*) => { $(
         impl Real for $type {
             const ONE: Self = 1.0;
+            #[inline(always)]
+            fn is_nan(self) -> bool { <$type>::is_nan(self) }
             fn root(self) -> Self { self.sqrt() }
             fn log(self) -> Self { self.ln() }
             fn exponential(self) -> Self { self.exp() }

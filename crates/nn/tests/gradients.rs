@@ -173,6 +173,91 @@ fn assert_agree(
     }
 }
 
+/// Result, and the gradients of input and weight, of images [N, H, W, C], by the definition, in f64.
+fn defined(
+    [n, c, o, h, w, kernel, _, padding]: [usize; 8],
+    input: &[f64],
+    weight: &[f64],
+    bias: &[f64],
+    direction: &[f64],
+) -> [Vec<f64>; 3] {
+    let (rows, columns) = (h + 2 * padding + 1 - kernel, w + 2 * padding + 1 - kernel);
+    // With the taps first, so that channels lie side by side: [K, K, O, C].
+    let at = |index: usize, tap: usize| index * kernel * kernel + tap;
+    let taps: Vec<Vec<f64>> = (0..kernel * kernel).map(|tap| (0..o * c).map(|index| weight[at(index, tap)]).collect()).collect();
+    let (mut result, mut of_input) = (vec![0.0; n * rows * columns * o], vec![0.0; input.len()]);
+    let mut of_taps = vec![vec![0.0; o * c]; kernel * kernel];
+    for place in 0..n * rows * columns {
+        let (image, row, column) = (place / (rows * columns), place / columns % rows, place % columns);
+        let (result, direction) = (&mut result[place * o..][..o], &direction[place * o..][..o]);
+        result.copy_from_slice(bias);
+        for tap in 0..kernel * kernel {
+            let (y, x) = ((row + tap / kernel).wrapping_sub(padding), (column + tap % kernel).wrapping_sub(padding));
+            if y >= h || x >= w {
+                continue;
+            }
+            let pixel = ((image * h + y) * w + x) * c;
+            let (pixel, of_pixel) = (&input[pixel..pixel + c], &mut of_input[pixel..pixel + c]);
+            for output in 0..o {
+                let (weight, of_weight) = (&taps[tap][output * c..][..c], &mut of_taps[tap][output * c..][..c]);
+                let mut sum = 0.0;
+                for channel in 0..c {
+                    sum += pixel[channel] * weight[channel];
+                    of_pixel[channel] += direction[output] * weight[channel];
+                    of_weight[channel] += direction[output] * pixel[channel];
+                }
+                result[output] += sum;
+            }
+        }
+    }
+    let mut of_weight = vec![0.0; weight.len()];
+    for (tap, values) in of_taps.iter().enumerate() {
+        values.iter().enumerate().for_each(|(index, value)| of_weight[at(index, tap)] = *value);
+    }
+    [result, of_input, of_weight]
+}
+
+/// Winograd's algorithm with tiles of both sizes, by groups, by value of the tile and by bands of one large image; unfolding by groups and by bands.
+#[test]
+fn convolutions_agree_with_the_definition() {
+    let shapes = [
+        [3, 24, 33, 8, 8, 3, 1, 1],
+        [3, 40, 19, 7, 5, 3, 1, 1],
+        [5, 3, 8, 9, 7, 3, 1, 1],
+        // With weights larger than the cache.
+        [4, 160, 150, 8, 8, 3, 1, 1],
+        [4, 230, 240, 6, 5, 3, 1, 1],
+        // With images that are worked on in bands.
+        [1, 8, 9, 348, 344, 3, 1, 1],
+        [1, 9, 8, 350, 346, 3, 1, 0],
+        [1, 3, 4, 410, 400, 3, 1, 1],
+    ];
+    let mut wrong = Vec::new();
+    for shape @ [.., stride, padding] in shapes {
+        let [n, c, o, h, w, kernel, ..] = shape;
+        let of_f32 = |tensor: Tensor| tensor.to_dtype(DType::F32).and_then(|tensor| tensor.to_dtype(DType::F64)).unwrap();
+        let arguments = convolution_arguments([n, c, o, h, w, kernel, stride, padding]).map(of_f32);
+        let direction = of_f32(random("direction", &[n, h + 2 * padding + 1 - kernel, w + 2 * padding + 1 - kernel, o]));
+        let expected = defined(shape, &values(&arguments[0]), &values(&arguments[1]), &values(&arguments[2]), &values(&direction));
+        for (dtype, tolerance) in [(DType::F64, 1e-13), (DType::F32, 4e-6)] {
+            let [input, weight, bias] = arguments.each_ref().map(|tensor| Var::from_tensor(&tensor.to_dtype(dtype).unwrap()).unwrap());
+            let output = ops::conv2d(&input, &weight, &bias, Convolution { stride, padding }).unwrap();
+            let product = output.mul(&direction.to_dtype(dtype).unwrap()).and_then(|product| product.sum_all()).unwrap();
+            let gradients = product.backward().unwrap();
+            let found = [&output, gradients.get(&input).unwrap(), gradients.get(&weight).unwrap()];
+            for (what, (found, expected)) in ["result", "input", "weight"].iter().zip(found.iter().zip(&expected)) {
+                let largest = expected.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
+                let found = values(&found.to_dtype(DType::F64).unwrap());
+                let off = found.iter().zip(expected).map(|(found, expected)| (found - expected).abs()).fold(0.0, f64::max);
+                if off.is_nan() || off > tolerance * largest {
+                    wrong.push(format!("{shape:?} {dtype:?} {what}: {:e}", off / largest));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 /// However a batch is cut into groups: a large weight takes hundreds of images at a time, and these in groups of a few.
 #[test]
 fn a_convolution_of_many_images_is_that_of_fewer_ones() {
@@ -225,6 +310,14 @@ fn operations_agree_with_those_composed_of_candles() {
             |values| Ok(composed::conv_block(&values[0], &values[1], [&values[2], &values[3], &values[4]], BLOCK, normalisation)?.0),
         );
     }
+    // By value of the tile.
+    let [input, weight, bias] = convolution_arguments([6, 104, 112, 8, 8, 3, 1, 1]);
+    assert_agree(
+        "conv_block with a weight larger than the cache",
+        &[input, weight, bias, random("scale", &[112]), random("shift", &[112])],
+        |values| block(values, BLOCK, Normalisation::Batch),
+        |values| Ok(composed::conv_block(&values[0], &values[1], [&values[2], &values[3], &values[4]], BLOCK, Normalisation::Batch)?.0),
+    );
     let [padding_0, padding_2] = [0, 2].map(|padding| Block { convolution: Convolution { stride: 1, padding }, ..BLOCK });
     let runs = [([2, 6, 7, 2], [3, 2]), ([101, 8, 6, 3], [9, 17]), ([1, 6, 6, 9], [8, 16]), ([3, 7, 9, 1], [4, 3]), ([2, 9, 6, 4], [5, 2])];
     for (shape, outputs) in runs {

@@ -1,6 +1,7 @@
 //! How the user names a network and its training, for `fit` and `import` alike.
 
 use dcu_artifact::Dataset;
+use dcu_nn::architecture::MOST_PARAMETERS;
 use dcu_nn::train::{OptimiserName, Recipe, Schedule};
 use dcu_nn::{Architecture, Family};
 use dcu_stage::{Failure, Rejected};
@@ -57,6 +58,12 @@ pub(crate) fn check_sizes(sizes: Sizes<'_>) -> Result<(), Rejected> {
             "widths",
             "`widths` needs two positive numbers at least, to cut the network in three",
         )?;
+        let is_possible = |pair: &[usize]| pair[0].checked_mul(pair[1]).is_some_and(|weights| weights <= MOST_PARAMETERS);
+        Rejected::unless(
+            widths.windows(2).all(is_possible),
+            "widths",
+            format!("`widths` make a network of more than {MOST_PARAMETERS} parameters; give smaller ones"),
+        )?;
     }
     Rejected::unless(sizes.hidden != Some(0), "hidden", "`hidden` must be at least 1")?;
     Rejected::unless(
@@ -84,5 +91,20 @@ pub(crate) fn recipe_of_paper() -> Recipe {
         momentum: 0.9,
         weight_decay: 0.0,
         schedule: Schedule::Constant,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn widths_that_no_memory_holds_are_refused_before_any_data_is_read() {
+        let check = |widths: &[usize]| check_sizes(Sizes { widths: Some(widths), hidden: None, dropout: None });
+        assert!(check(&[512, 128]).is_ok());
+        for widths in [&[1_000_000, 1_000_000][..], &[8, usize::MAX, usize::MAX]] {
+            let rejected = check(widths).unwrap_err();
+            assert_eq!(rejected.parameter.as_deref(), Some("widths"));
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! `condense/cluster`: sub-class buckets by k-means on features.
 
 use anyhow::Context as _;
-use dcu_artifact::{Array, Buckets, Dataset, Model};
+use dcu_artifact::{Array, Buckets, Dataset, Model, SampleId};
 use dcu_nn::rng::Streams;
 use dcu_nn::{Samples, evaluate, model};
 use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
@@ -83,7 +83,15 @@ fn bucket(dataset: &Dataset, features: &Array<f32>, k: u32, streams: &Streams, c
         if wanted < k as usize {
             context.progress().note(&format!("class {class} has {distinct} distinct features for k={k}: {wanted} buckets"));
         }
-        let clustering = kmeans::cluster(&points, wanted, &mut streams.indexed("start", u64::from(class)));
+        if let Some(row) = kmeans::first_unusable_row(&points) {
+            let message = format!(
+                "the model's features of sample {}, of class {class} (`{}`), are not finite or too large",
+                SampleId(dataset.ids[rows[row]]),
+                dataset.facts.class_names[class as usize]
+            );
+            return Err(Failure::new(message, "its training diverged: train the model again with a lower `lr`").into());
+        }
+        let clustering = kmeans::cluster(&points, wanted, &mut streams.indexed("start", u64::from(class)))?;
         let first = class_of.len();
         rows.iter().zip(&clustering.cluster).for_each(|(&row, &cluster)| bucket[row] = (first + cluster) as u32);
         class_of.extend(std::iter::repeat_n(class, wanted));

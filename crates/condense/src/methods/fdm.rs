@@ -67,7 +67,8 @@ impl Method for Fdm {
             (first, images, weights) = restored(snapshot).context("the checkpoint is of another release; delete it")?;
         }
         for range in batches(&members).into_iter().filter(|range| range.start >= first) {
-            let (new_images, new_weights) = condense(&network, &dataset, &members[range.clone()], parameters, context.progress())?;
+            let (new_images, new_weights) = condense(&network, &dataset, &members[range.clone()], parameters, context.progress())
+                .with_context(|| format!("cannot condense the buckets from {} on, counted from there", range.start))?;
             images.extend(new_images);
             weights.extend(new_weights);
             context.progress().step("buckets", range.end, members.len());

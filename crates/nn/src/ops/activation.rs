@@ -9,7 +9,7 @@ use crate::vector::Real;
 
 const CHUNK: usize = 1 << 14;
 
-/// `max(x, 0)`, with the gradient 0 at 0 as in PyTorch.
+/// `max(x, 0)`, with the gradient 0 at 0 as in PyTorch. What is not a number stays so.
 ///
 /// # Errors
 /// When the tensor is neither f32 nor f64.
@@ -45,17 +45,17 @@ impl CustomOp1 for Relu {
 fn rectified<T: Real>(input: &[T]) -> Vec<T> {
     let mut output = vec![T::default(); input.len()];
     output.par_chunks_mut(CHUNK).zip(input.par_chunks(CHUNK)).for_each(|(output, input)| {
-        output.iter_mut().zip(input).for_each(|(output, &input)| *output = if input > T::default() { input } else { T::default() });
+        output.iter_mut().zip(input).for_each(|(output, &input)| *output = if input < T::default() { T::default() } else { input });
     });
     output
 }
 
-/// `gradient` where `output` is positive, else 0.
+/// 0 where `output` is 0, else `gradient`: where the output is positive or not a number.
 fn where_positive<T: Real>(output: &[T], gradient: &[T]) -> Vec<T> {
     let mut passed = vec![T::default(); gradient.len()];
     passed.par_chunks_mut(CHUNK).zip(output.par_chunks(CHUNK)).zip(gradient.par_chunks(CHUNK)).for_each(|((passed, output), gradient)| {
         passed.iter_mut().zip(output).zip(gradient).for_each(|((passed, &output), &gradient)| {
-            *passed = if output > T::default() { gradient } else { T::default() };
+            *passed = if output <= T::default() { T::default() } else { gradient };
         });
     });
     passed
@@ -83,7 +83,7 @@ struct Dropout {
 impl Dropout {
     fn apply<T: Real>(&self, values: &[T]) -> Vec<T> {
         let scale = T::from_f64(self.scale);
-        values.iter().zip(&self.mask).map(|(&value, &kept)| if kept { value * scale } else { T::default() }).collect()
+        values.iter().zip(&self.mask).map(|(&value, &kept)| value * if kept { scale } else { T::default() }).collect()
     }
 }
 

@@ -22,7 +22,7 @@ const AT_ONCE: usize = 8;
 pub struct Block {
     /// Stride and padding.
     pub convolution: Convolution,
-    /// `max(·, 0)`, with the gradient 0 at 0.
+    /// `max(·, 0)`, with the gradient 0 at 0. What is not a number stays so.
     pub rectify: bool,
     /// The maximum of each 2 x 2 window, 2 apart; a last row or column that does not fill a window is left out. The gradient goes to the first
     /// maximum of a window, row by row, as in PyTorch.
@@ -66,7 +66,7 @@ pub fn conv_block<'a>(
         return composed::conv_block(input, weight.tensor(), [bias, scale, shift], block, normalisation);
     }
     let statistics = Arc::new(Mutex::new(None));
-    let (weight, target) = weight.argument()?;
+    let (weight, target) = weight.argument(&[input, bias, scale, shift])?;
     let operation = Operation {
         tail,
         target,
@@ -144,7 +144,7 @@ impl Tail {
     /// Normalises, rectifies and pools some images.
     #[inline(always)]
     pub(super) fn finish<T: Real>(&self, convolved: &[T], affine: &[Affine<T>], output: &mut [T]) {
-        let (floor, outputs) = (self.floor::<T>(), affine.len());
+        let (floor, outputs, nan) = (self.floor::<T>(), affine.len(), T::from_f64(f64::NAN));
         if !self.block.pool {
             for (output, pixel) in output.chunks_exact_mut(outputs).zip(convolved.chunks_exact(outputs)) {
                 for channel in 0..outputs {
@@ -162,11 +162,12 @@ impl Tail {
                 let [a, b, c, d] = self.pixels(convolved, corner);
                 for channel in 0..outputs {
                     let Affine { factor, offset } = affine[channel];
-                    let mut best = floor;
-                    for own in [a[channel], b[channel], c[channel], d[channel]] {
-                        best = larger(best, own.times_plus(factor, offset));
-                    }
-                    output[channel] = best;
+                    let values = [a[channel], b[channel], c[channel], d[channel]].map(
+                        #[inline(always)]
+                        |own| own.times_plus(factor, offset),
+                    );
+                    let best = larger(larger(larger(larger(floor, values[0]), values[1]), values[2]), values[3]);
+                    output[channel] = if has_nan(values) { nan } else { best };
                 }
             },
         );
@@ -182,7 +183,7 @@ impl Tail {
                 for channel in 0..outputs {
                     let Affine { factor, offset } = affine[channel];
                     let value = pixel[channel].times_plus(factor, offset);
-                    choices[channel] = u8::from(value > floor);
+                    choices[channel] = u8::from((value > floor) | value.is_nan());
                     output[channel] = larger(floor, value);
                 }
             }
@@ -199,8 +200,9 @@ impl Tail {
                     let (mut best, mut choice) = (floor, 0_u8);
                     for (place, own) in [a[channel], b[channel], c[channel], d[channel]].into_iter().enumerate() {
                         let value = own.times_plus(factor, offset);
-                        choice = if value > best { place as u8 + 1 } else { choice };
-                        best = larger(best, value);
+                        let better = (value > best) | value.is_nan();
+                        choice = if better { place as u8 + 1 } else { choice };
+                        best = if better { value } else { best };
                     }
                     (output[channel], choices[channel]) = (best, choice);
                 }
@@ -325,7 +327,7 @@ impl Tail {
                         let (mut best, mut distance, mut passed) = (floor, T::default(), T::default());
                         for own in [a[channel], b[channel], c[channel], d[channel]] {
                             let value = own.times_plus(factor, offset);
-                            let better = value > best;
+                            let better = (value > best) | value.is_nan();
                             best = if better { value } else { best };
                             distance = if better { own - mean[channel] } else { distance };
                             passed = if better { gradient[channel] } else { passed };
@@ -339,7 +341,7 @@ impl Tail {
             for (pixel, gradient) in convolved.chunks_exact(outputs).zip(gradient.chunks_exact(outputs)) {
                 for channel in 0..outputs {
                     let Affine { factor, offset } = affine[channel];
-                    let passed = if pixel[channel].times_plus(factor, offset) > floor { gradient[channel] } else { T::default() };
+                    let passed = if pixel[channel].times_plus(factor, offset) <= floor { T::default() } else { gradient[channel] };
                     plain[channel] += passed;
                     weighted[channel] += passed * (pixel[channel] - mean[channel]);
                 }
@@ -359,8 +361,8 @@ impl Tail {
             for ((result, pixel), gradient) in pixels {
                 for channel in 0..outputs {
                     let Affine { factor, offset } = affine[channel];
-                    let taken = pixel[channel].times_plus(factor, offset) > floor;
-                    result[channel] = slopes[channel].at(pixel[channel], if taken { gradient[channel] } else { T::default() });
+                    let is_floor = pixel[channel].times_plus(factor, offset) <= floor;
+                    result[channel] = slopes[channel].at(pixel[channel], if is_floor { T::default() } else { gradient[channel] });
                 }
             }
             return;
@@ -389,8 +391,9 @@ impl Tail {
                         *value = value.times_plus(factor, offset);
                         best = larger(best, *value);
                     }
-                    // Taken by the first pixel that is the largest, if it is above the floor.
-                    let some = best > floor;
+                    // Taken by the first pixel that is the largest, if it is above the floor. One that is not a number is larger than all else; the
+                    // slope makes its gradient none either.
+                    let some = (best > floor) & !has_nan(values);
                     let [at_a, at_b, at_c, at_d] = [values[0] == best, values[1] == best, values[2] == best, values[3] == best];
                     let (nothing, gradient) = (T::default(), gradient[channel]);
                     of_a[channel] = slope.at(own[0], if at_a & some { gradient } else { nothing });
@@ -403,9 +406,15 @@ impl Tail {
     }
 }
 
+/// The larger one; `value`, where that is not a number. Written as the processor's own instruction has it.
 #[inline(always)]
 fn larger<T: Real>(best: T, value: T) -> T {
-    if value > best { value } else { best }
+    if best > value { best } else { value }
+}
+
+#[inline(always)]
+fn has_nan<T: Real>([a, b, c, d]: [T; 4]) -> bool {
+    (a.is_nan() | b.is_nan()) | (c.is_nan() | d.is_nan())
 }
 
 /// The gradient of one channel of the convolution's result: `of_gradient · gradient + of_value · value + constant`.

@@ -1,5 +1,4 @@
-//! The same operations made of candle's own: for devices other than the CPU, and an independent reference for the tests. Slower, and where
-//! several values of a window are its maximum, each gets a part of the gradient.
+//! The same operations made of candle's own: for devices other than the CPU, and an independent reference for the tests. Slower.
 
 use candle_core::{D, DType, Result, Tensor};
 
@@ -75,7 +74,7 @@ pub fn frozen_blocks(input: &Tensor, blocks: &[FrozenBlock]) -> Result<Tensor> {
 /// # Errors
 /// When candle refuses.
 pub fn relu(input: &Tensor) -> Result<Tensor> {
-    input * input.gt(0.0)?.to_dtype(input.dtype())?
+    input.le(0.0)?.where_cond(&input.zeros_like()?, input)
 }
 
 /// As [`super::linear`].
@@ -123,7 +122,11 @@ pub fn attention(queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Ten
 /// When candle refuses.
 pub fn max_pool2d(input: &Tensor, pooling: Pooling) -> Result<Tensor> {
     let places = Windows::from(pooling).places(input, f64::NEG_INFINITY)?;
-    places[1..].iter().try_fold(places[0].clone(), |best, other| best.maximum(other))
+    places[1..].iter().try_fold(places[0].clone(), |best, other| {
+        // Larger, or not a number.
+        let better = (other.gt(&best)? + other.ne(other)?)?;
+        better.where_cond(other, &best)
+    })
 }
 
 /// As [`super::avg_pool2d`].

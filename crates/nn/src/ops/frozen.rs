@@ -14,8 +14,9 @@ use super::{composed, dtype_of, for_real, stored, values, with_values};
 use crate::parallel::map_with;
 use crate::vector::Real;
 
-/// Images that go through the blocks together, at most. Has no influence on the result.
+/// Images that go through the blocks together, and the values of one that lie between two blocks, at most. Have no influence on the result.
 const IMAGES: usize = 24;
+const VALUES: usize = 1 << 22;
 
 /// A block whose parameters take no part in differentiation and that normalises by fixed statistics.
 #[derive(Debug, Clone)]
@@ -50,9 +51,10 @@ pub fn frozen_blocks(input: &Tensor, blocks: &[FrozenBlock]) -> Result<Tensor> {
     if !input.device().is_cpu() {
         return composed::frozen_blocks(input, blocks);
     }
+    let largest = tails.iter().map(Tail::output_image).max().unwrap_or(1);
     let operation = Operation {
+        images: shape.0.div_ceil(rayon::current_num_threads()).clamp(1, IMAGES.min(VALUES / largest).max(1)),
         blocks: blocks.iter().cloned().zip(tails).collect(),
-        images: shape.0.div_ceil(rayon::current_num_threads()).clamp(1, IMAGES),
         is_differentiated: input.track_op(),
         choices: Mutex::default(),
     };

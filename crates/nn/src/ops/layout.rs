@@ -25,7 +25,7 @@ pub fn channels_first(input: &Tensor) -> Result<Tensor> {
 }
 
 fn turned(input: &Tensor, turn: Turn, shape: (usize, usize, usize, usize)) -> Result<Tensor> {
-    if turn.rows == 1 || turn.columns == 1 {
+    if turn.rows == 1 || turn.columns == 1 || input.elem_count() == 0 {
         return input.reshape(shape);
     }
     if !input.device().is_cpu() {

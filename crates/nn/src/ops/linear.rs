@@ -7,6 +7,9 @@ use super::weight::{Target, Weight};
 use super::{composed, dtype_of, for_real, stored, values, with_values};
 use crate::matrix::{Matrix, Real, product};
 
+/// Rows of a column's sum that are added up on one thread.
+const ROWS_PER_BLOCK: usize = 1024;
+
 /// `input · weightᵀ + bias`: input [N, I], weight [O, I], bias [O], result [N, O].
 ///
 /// # Errors
@@ -14,13 +17,13 @@ use crate::matrix::{Matrix, Real, product};
 pub fn linear<'a>(input: &Tensor, weight: impl Into<Weight<'a>>, bias: &Tensor) -> Result<Tensor> {
     let weight = weight.into();
     let ((_, inputs), (outputs, columns), biases) = (input.dims2()?, weight.tensor().dims2()?, bias.dims1()?);
-    if inputs != columns || outputs != biases {
+    if inputs != columns || outputs != biases || inputs == 0 || outputs == 0 {
         bail!("a linear layer of {columns} to {outputs} with {biases} biases does not take {inputs} inputs");
     }
     if !input.device().is_cpu() {
         return composed::linear(input, weight.tensor(), bias);
     }
-    let (weight, target) = weight.argument()?;
+    let (weight, target) = weight.argument(&[input, bias])?;
     input.contiguous()?.apply_op3(&weight, &bias.contiguous()?, Linear { target })
 }
 
@@ -75,10 +78,35 @@ impl CustomOp3 for Linear {
     }
 }
 
-/// The sum of each column of row-major values.
+/// The sum of each column of row-major values: in f64, a block of rows on each thread, and then the blocks in order.
 pub(super) fn column_sums<T: Real>(values: &[T], columns: usize) -> Vec<T> {
-    values.chunks_exact(columns).fold(vec![T::default(); columns], |mut sums, row| {
-        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += *value);
-        sums
-    })
+    let blocks: Vec<Vec<f64>> = values
+        .par_chunks(ROWS_PER_BLOCK * columns)
+        .map(|block| {
+            let mut sums = vec![0.0; columns];
+            for row in block.chunks_exact(columns) {
+                sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value.to_f64());
+            }
+            sums
+        })
+        .collect();
+    let mut sums = vec![0.0; columns];
+    for block in blocks {
+        sums.iter_mut().zip(block).for_each(|(sum, value)| *sum += value);
+    }
+    sums.into_iter().map(T::from_f64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In f32 a sum of ones ends at 2²⁴.
+    #[test]
+    fn the_sum_of_a_long_column_loses_nothing() {
+        let rows = (1 << 24) + 5;
+        assert_eq!(column_sums(&vec![1.0_f32; rows], 1), [rows as f32]);
+        let values: Vec<f64> = (0..3 * 5000).map(f64::from).collect();
+        assert_eq!(column_sums(&values, 3), [0, 1, 2].map(|column| (0..5000).map(|row| f64::from(3 * row + column)).sum::<f64>()));
+    }
 }

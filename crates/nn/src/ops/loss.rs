@@ -8,9 +8,11 @@ use crate::vector::Real;
 /// The mean over the batch of `-ln softmax(logits)[label]`, a scalar; logits [N, classes].
 ///
 /// # Errors
-/// When a label is out of range, the numbers of rows differ, or the logits are neither f32 nor f64.
+/// When there are no rows, a label is out of range, the numbers of rows differ, or the logits are neither f32 nor f64.
 pub fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Result<Tensor> {
-    check(logits, labels)?;
+    if check(logits, labels)?.0 == 0 {
+        bail!("there is no mean loss of no samples");
+    }
     if !logits.device().is_cpu() {
         return composed::cross_entropy(logits, labels);
     }
@@ -20,7 +22,7 @@ pub fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Result<Tensor> {
 /// `-ln softmax(logits)[label]` of each row in f64, without a graph; logits [N, classes].
 ///
 /// # Errors
-/// As [`cross_entropy`].
+/// As [`cross_entropy`], but for no rows, which have no losses.
 pub fn cross_entropy_per_sample(logits: &Tensor, labels: &[u32]) -> Result<Vec<f64>> {
     let (_, classes) = check(logits, labels)?;
     let logits = logits.to_device(&candle_core::Device::Cpu)?.to_dtype(candle_core::DType::F64)?;
@@ -31,6 +33,9 @@ fn check(logits: &Tensor, labels: &[u32]) -> Result<(usize, usize)> {
     let (rows, classes) = logits.dims2()?;
     if rows != labels.len() {
         bail!("{rows} rows of logits, but {} labels", labels.len());
+    }
+    if classes == 0 {
+        bail!("logits need a class at least");
     }
     match labels.iter().find(|&&label| label as usize >= classes) {
         Some(label) => bail!("the label {label} is out of range: there are {classes} classes"),

@@ -43,7 +43,22 @@ impl Statistics {
         let sum = |channel: usize| parts.iter().fold((0.0, 0.0), |sum, part| (sum.0 + part[channel].0, sum.1 + part[channel].1));
         let moments = (0..channels).map(sum).map(|(sum, squares)| {
             let mean = sum / count as f64;
-            (mean, (squares / count as f64 - mean * mean).max(0.0))
+            let variance = squares / count as f64 - mean * mean;
+            // Below 0 by rounding; what is not a number stays so.
+            (mean, if variance < 0.0 { 0.0 } else { variance })
+        });
+        let (mean, variance) = moments.unzip();
+        Self { mean, variance, count }
+    }
+
+    /// Those of several batches together.
+    pub(crate) fn joined(batches: &[Self]) -> Self {
+        let count = batches.iter().map(|batch| batch.count).sum();
+        let channels = batches.first().map_or(0, |batch| batch.mean.len());
+        let mean = |value: &dyn Fn(&Self) -> f64| batches.iter().map(|batch| batch.count as f64 * value(batch)).sum::<f64>() / count as f64;
+        let moments = (0..channels).map(|channel| {
+            let centre = mean(&|batch| batch.mean[channel]);
+            (centre, mean(&|batch| batch.variance[channel] + (batch.mean[channel] - centre).powi(2)))
         });
         let (mean, variance) = moments.unzip();
         Self { mean, variance, count }

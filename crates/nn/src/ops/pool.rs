@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::{composed, dtype_of, for_real, stored, values, with_values};
@@ -23,7 +23,7 @@ impl Pooling {
     /// The number of windows along `extent` pixels.
     pub(super) fn windows(&self, extent: usize) -> Result<usize> {
         let padded = extent + 2 * self.padding;
-        if self.size == 0 || self.stride == 0 || self.padding > self.size / 2 || padded < self.size {
+        if extent == 0 || self.size == 0 || self.stride == 0 || self.padding > self.size / 2 || padded < self.size {
             bail!("{self:?} does not fit {extent} pixels; a padding of half a window at most is possible");
         }
         Ok((padded - self.size) / self.stride + 1)
@@ -31,6 +31,7 @@ impl Pooling {
 }
 
 /// The maximum of each window: [N, H, W, C] to [N, H', W', C]. The gradient goes to the first maximum of a window, row by row, as in PyTorch.
+/// What is not a number is larger than all else, the last such pixel of a window the largest.
 ///
 /// # Errors
 /// When the windows do not fit, or the tensor is neither f32 nor f64.
@@ -68,6 +69,9 @@ struct Shapes {
 impl Shapes {
     fn new(input: &Tensor, pooling: Pooling) -> Result<Self> {
         let (count, height, width, channels) = input.dims4()?;
+        if count == 0 || channels == 0 {
+            bail!("there is nothing to pool in {:?}", input.dims());
+        }
         Ok(Self { count, height, width, channels, rows: pooling.windows(height)?, columns: pooling.windows(width)?, pooling })
     }
 
@@ -83,9 +87,9 @@ impl Shapes {
         (self.count, self.rows, self.columns, self.channels).into()
     }
 
-    /// Calls `visit(window, pixel)` for the pixels of each window, row by row, with the places of their first channels.
+    /// Calls `visit(window, pixel, is_first)` for the pixels of each window, row by row, with the places of their first channels.
     #[inline(always)]
-    fn walk(&self, mut visit: impl FnMut(usize, usize)) {
+    fn walk(&self, mut visit: impl FnMut(usize, usize, bool)) {
         let Pooling { size, stride, padding } = self.pooling;
         let range = |window: usize, extent: usize| {
             let start = window * stride;
@@ -93,9 +97,11 @@ impl Shapes {
         };
         for row in 0..self.rows {
             for column in 0..self.columns {
+                let mut is_first = true;
                 for y in range(row, self.height) {
                     for x in range(column, self.width) {
-                        visit((row * self.columns + column) * self.channels, (y * self.width + x) * self.channels);
+                        visit((row * self.columns + column) * self.channels, (y * self.width + x) * self.channels, is_first);
+                        is_first = false;
                     }
                 }
             }
@@ -118,14 +124,14 @@ impl CustomOp1 for MaxPool {
         let shape = self.shape;
         for_real!(dtype_of(storage), T => {
             let input = values::<T>(storage, layout)?;
-            let mut output = vec![T::from_f64(f64::NEG_INFINITY); shape.count * shape.output_image()];
+            let mut output = vec![T::default(); shape.count * shape.output_image()];
             let mut places = vec![0_u32; output.len()];
             let images = output.par_chunks_mut(shape.output_image()).zip(places.par_chunks_mut(shape.output_image()));
             images.zip(input.par_chunks(shape.image())).for_each(|((output, places), input)| vectorised(#[inline(always)] || {
-                shape.walk(|window, pixel| {
+                shape.walk(|window, pixel, is_first| {
                     let results = output[window..window + shape.channels].iter_mut().zip(&mut places[window..window + shape.channels]);
                     for ((best, place), &value) in results.zip(&input[pixel..pixel + shape.channels]) {
-                        let better = value > *best;
+                        let better = is_first | (value > *best) | value.is_nan();
                         *best = if better { value } else { *best };
                         *place = if better { (pixel / shape.channels) as u32 } else { *place };
                     }
@@ -176,7 +182,7 @@ impl CustomOp1 for AveragePool {
             let mut output = vec![T::default(); shape.count * shape.output_image()];
             let images = output.par_chunks_mut(shape.output_image()).zip(input.par_chunks(shape.image()));
             images.for_each(|(output, input)| vectorised(#[inline(always)] || {
-                shape.walk(|window, pixel| {
+                shape.walk(|window, pixel, _| {
                     let sums = output[window..window + shape.channels].iter_mut();
                     sums.zip(&input[pixel..pixel + shape.channels]).for_each(|(sum, &value)| *sum += value);
                 });
@@ -192,7 +198,7 @@ impl CustomOp1 for AveragePool {
             let (factor, mut result) = (self.factor::<T>(), vec![T::default(); shape.count * shape.image()]);
             let images = result.par_chunks_mut(shape.image()).zip(arguments[0].par_chunks(shape.output_image()));
             images.for_each(|(result, gradient)| vectorised(#[inline(always)] || {
-                shape.walk(|window, pixel| {
+                shape.walk(|window, pixel, _| {
                     let sums = result[pixel..pixel + shape.channels].iter_mut();
                     sums.zip(&gradient[window..window + shape.channels]).for_each(|(sum, &value)| *sum += value * factor);
                 });

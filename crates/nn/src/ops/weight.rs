@@ -26,8 +26,7 @@ impl Deposit {
     }
 }
 
-/// The weight of a layer as an operation takes it: a tensor, whose gradient candle collects, or one with a deposit. Another argument of the
-/// operation must take part in differentiation then, such as the layer's bias; otherwise there is no backward pass.
+/// The weight of a layer as an operation takes it: a tensor, whose gradient candle collects, or one with a deposit.
 #[derive(Debug, Clone, Copy)]
 pub struct Weight<'a> {
     tensor: &'a Tensor,
@@ -41,7 +40,8 @@ impl<'a> From<&'a Tensor> for Weight<'a> {
 }
 
 impl<'a> Weight<'a> {
-    /// A weight whose gradient is left in `deposit`, if there is one, on the CPU; on other devices candle collects it all the same.
+    /// A weight whose gradient is left in `deposit`, if there is one. On other devices than the CPU candle collects it all the same, and where no
+    /// other argument of the operation takes part in differentiation: without one that does, there is no backward pass.
     #[must_use]
     pub fn new(tensor: &'a Tensor, deposit: Option<&'a Deposit>) -> Self {
         Self { tensor, deposit }
@@ -51,10 +51,11 @@ impl<'a> Weight<'a> {
         self.tensor
     }
 
-    /// The operation's argument, and where it has to leave the argument's gradient.
-    pub(super) fn argument(self) -> Result<(Tensor, Target)> {
-        let tensor = if self.deposit.is_some() { self.tensor.detach() } else { self.tensor.clone() };
-        Ok((tensor.contiguous()?, Target(self.deposit.cloned())))
+    /// The operation's argument, and where it has to leave the argument's gradient, given the other arguments.
+    pub(super) fn argument(self, others: &[&Tensor]) -> Result<(Tensor, Target)> {
+        let deposit = self.deposit.filter(|_| others.iter().any(|other| other.track_op()));
+        let tensor = if deposit.is_some() { self.tensor.detach() } else { self.tensor.clone() };
+        Ok((tensor.contiguous()?, Target(deposit.cloned())))
     }
 }
 

@@ -4,7 +4,7 @@
     python generate.py
 
 The operations are computed in f64. The trainings run in f32 on one thread, from saved initial weights, on batches in order,
-without dropout; their first 20 losses and last weights are kept.
+without dropout; their first 20 losses and last weights are kept. The biases of convolutions rest.
 """
 import torch
 import torch.nn.functional as F
@@ -114,7 +114,45 @@ def operations():
             optimiser.step()
             values.append(parameter.detach().clone())
         tensors[f"{name}.gradients"], tensors[f"{name}.values"] = gradients, torch.stack(values)
+    special(tensors)
     return tensors
+
+
+def special(tensors):
+    """Ties, zeros of either sign, infinities and what is not a number."""
+    def integers(*shape, low=-1, high=2):
+        return torch.randint(low, high, shape).double()
+
+    nan, inf = float("nan"), float("inf")
+    values = torch.tensor([[0.0, -0.0, nan, inf, -inf, 1.0, -1.0, nan, 0.0]], dtype=torch.float64)
+    record(tensors, "relu_special.0", {"input": values.requires_grad_()}, F.relu(values))
+    for position, (n, c, h, w, size, stride, padding) in enumerate([(2, 3, 8, 8, 2, 2, 0), (2, 9, 8, 7, 3, 2, 1), (1, 2, 7, 7, 3, 1, 1)]):
+        for broken in [False, True]:
+            values = integers(n, c, h, w)
+            if broken:
+                values[0, 0, :4] = -inf
+                values[torch.rand(n, c, h, w) < 0.1] = nan
+            arguments = {"input": values.requires_grad_()}
+            record(tensors, f"max_pool2d_special.{2 * position + broken}", arguments, F.max_pool2d(values, size, stride, padding), size=size, stride=stride, padding=padding)
+    # Few channels, so that the results are whole numbers and ties stay ties. images, channels, outputs, height, width, pooled
+    for position, (n, c, o, h, w, pooled) in enumerate([(2, 2, 5, 8, 8, 1), (3, 1, 9, 7, 6, 1), (2, 3, 4, 5, 6, 0)]):
+        for mode in ["train", "eval"]:
+            arguments = {"input": integers(n, c, h, w), "weight": integers(o, c, 3, 3), "bias": integers(o), "scale": integers(o, high=1) * 2 + 1, "shift": integers(o) * 0}
+            for value in arguments.values():
+                value.requires_grad_()
+            mean, var = torch.zeros(o, dtype=torch.float64), torch.ones(o, dtype=torch.float64)
+            output = F.conv2d(arguments["input"], arguments["weight"], arguments["bias"], padding=1)
+            output = F.relu(F.batch_norm(output, mean.clone(), var.clone(), arguments["scale"], arguments["shift"], training=mode == "train"))
+            output = F.max_pool2d(output, 2) if pooled else output
+            record(tensors, f"block_{mode}_ties.{position}", arguments, output, stride=1, padding=1, rectified=1, pooled=pooled, mean=mean, variance=var)
+    # One pixel that is not a number: where the result is not one either.
+    values = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    values[1, 2, 3, 4] = nan
+    weight, vectors = torch.randn(5, 3, 3, 3, dtype=torch.float64), [torch.randn(5, dtype=torch.float64) for _ in range(4)]
+    bias, scale, shift, mean = vectors
+    output = F.max_pool2d(F.relu(F.batch_norm(F.conv2d(values, weight, bias, padding=1), mean, torch.ones(5, dtype=torch.float64), scale, shift)), 2)
+    tensors |= {"block_broken.input": values, "block_broken.weight": weight, "block_broken.bias": bias, "block_broken.scale": scale,
+                "block_broken.shift": shift, "block_broken.mean": mean, "block_broken.output": output}
 
 
 def mlp(channels, size, widths, classes):
@@ -143,7 +181,9 @@ def training(tensors, name, net, forward, rename, images, labels, parts=None, st
     for step in range(steps):
         rows = [(step * batch + row) % len(images) for row in range(batch)]
         for key, parameter in net.named_parameters():
-            parameter.requires_grad_(parts is None or rename(key).startswith(parts[step % len(parts)]))
+            # Batch normalisation takes a convolution's bias out again: its gradient is nothing but rounding, which Adam would blow up to full steps.
+            is_taken_out = key.startswith("features.") and isinstance(net.get_submodule(key.rsplit(".", 1)[0]), nn.Conv2d) and key.endswith(".bias")
+            parameter.requires_grad_(not is_taken_out and (parts is None or rename(key).startswith(parts[step % len(parts)])))
         optimiser.zero_grad()
         loss = F.cross_entropy(forward(net, images[rows]), labels[rows])
         loss.backward()

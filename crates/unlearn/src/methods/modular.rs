@@ -200,7 +200,7 @@ impl Online<'_> {
         self.pass_over_reduced(&mut network, Part::Intermediate, 0, self.parameters.intermediate_epochs, &mut optimiser)?;
         if self.parameters.modes == ModeRule::Corrected && self.parameters.intermediate_epochs > 0 {
             self.progress.phase("running averages");
-            train::recompute_running_averages(&mut network, self.reduced, Part::Intermediate, self.parameters.batch, self.streams)?;
+            train::recompute_running_averages(&mut network, self.reduced, Part::Intermediate)?;
         }
         Ok(network)
     }

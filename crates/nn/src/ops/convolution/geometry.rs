@@ -37,6 +37,9 @@ impl Geometry {
         if channels != weight_channels {
             bail!("a convolution over {weight_channels} channels does not take {channels}");
         }
+        if count == 0 || channels == 0 || outputs == 0 {
+            bail!("a convolution needs images, channels and outputs, not {count}, {channels} and {outputs}");
+        }
         let extent = |size: usize, kernel: usize| {
             let padded = size + 2 * convolution.padding;
             if convolution.stride == 0 || kernel == 0 || padded < kernel {

@@ -27,8 +27,10 @@ use crate::vector::{Real, vectorised};
 
 /// Shares of the images whose weight gradients are summed up apart, at most, and the values that more than two such sums may take. Fixed, so that the
 /// order of addition does not depend on the number of threads.
-const SHARES: usize = 8;
-const SHARED_VALUES: usize = 1 << 22;
+const SHARES: usize = 32;
+const SHARED_VALUES: usize = 1 << 23;
+/// Values of these sums that are added up at a time.
+const SUMMED_AT_ONCE: usize = 1 << 12;
 
 /// Cross-correlation: input [N, H, W, C], weight [O, C, K, K'], bias [O], result [N, H', W', O].
 ///
@@ -300,12 +302,15 @@ impl<T: Real> Kernel<T> {
         Gradients { input: wanted.input.then_some(input_gradient), weight: wanted.weight.then(|| self.weight_gradient(sums)) }
     }
 
-    /// The sums of the shares together.
+    /// The sums of the shares together, of which there is one at least.
     fn weight_gradient(&self, sums: Vec<Vec<T>>) -> Vec<T> {
-        let sum = sums.into_iter().reduce(|mut total, sum| {
-            total.par_iter_mut().zip(&sum).with_min_len(1 << 14).for_each(|(total, value)| *total += *value);
-            total
+        let mut sums = sums.into_iter();
+        let (mut total, others) = (sums.next().expect("a convolution has images"), sums.collect::<Vec<_>>());
+        total.par_chunks_mut(SUMMED_AT_ONCE).enumerate().for_each(|(place, total)| {
+            for sum in &others {
+                total.iter_mut().zip(&sum[place * SUMMED_AT_ONCE..]).for_each(|(total, value)| *total += *value);
+            }
         });
-        self.way.finish_weight_gradient(&sum.unwrap_or_else(|| vec![T::default(); self.way.weight_gradient_size()]))
+        self.way.finish_weight_gradient(&total)
     }
 }

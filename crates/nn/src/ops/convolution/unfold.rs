@@ -1,6 +1,8 @@
 //! Convolution by unfolding: the windows of a group of images become the rows of a matrix (im2col), so that the result is `windows · weight`,
 //! the gradient of the windows `gradient · weightᵀ`, and that of the weight `windowsᵀ · gradient`.
 
+use std::ops::Range;
+
 use super::geometry::{Convolution, Geometry};
 use super::{Gradients, Purpose, Scratch, Way, padded, sized};
 use crate::matrix::{Matrix, Panels, multiply};
@@ -8,6 +10,8 @@ use crate::vector::{Real, vectorised};
 
 /// Window positions of one group at least.
 const POSITIONS: usize = 256;
+/// Values of one image's windows that are kept at a time, more or less: larger images are worked on in bands of rows.
+const BAND: usize = 1 << 22;
 
 pub(super) struct Unfold<T> {
     geometry: Geometry,
@@ -41,12 +45,26 @@ impl<T: Real> Unfold<T> {
         (kernel_height, kernel_width, convolution) == (1, 1, Convolution { stride: 1, padding: 0 })
     }
 
+    /// The rows of the result, a band after the other where one image is too large.
+    fn bands(&self, images: usize) -> impl Iterator<Item = Range<usize>> + use<T> {
+        let Geometry { rows, columns, .. } = self.geometry;
+        let is_small = images > 1 || self.is_pointwise();
+        let at_once = if is_small { rows } else { (BAND / (columns * self.geometry.taps())).max(1) };
+        (0..rows).step_by(at_once).map(move |start| start..(start + at_once).min(rows))
+    }
+
+    /// Where the results of these rows lie among those of some images, which are several only where the rows are all.
+    fn results(&self, images: usize, rows: &Range<usize>) -> Range<usize> {
+        let row = self.geometry.columns * self.geometry.outputs;
+        rows.start * row..(rows.start + images * rows.len()) * row
+    }
+
     /// Visits each run of pixels that one row of a window reads: `visit(window index, index in the padded image, length)`.
     #[inline(always)]
-    fn for_each_run(&self, mut visit: impl FnMut(usize, usize, usize)) {
-        let Geometry { channels, kernel_height, kernel_width, rows, columns, convolution, .. } = self.geometry;
+    fn for_each_run(&self, rows: Range<usize>, mut visit: impl FnMut(usize, usize, usize)) {
+        let Geometry { channels, kernel_height, kernel_width, columns, convolution, .. } = self.geometry;
         let (padded_row, length, mut window) = (padded::row(&self.geometry), kernel_width * channels, 0);
-        for row in 0..rows {
+        for row in rows {
             for column in 0..columns {
                 let corner = row * convolution.stride * padded_row + column * convolution.stride * channels;
                 for kernel_row in 0..kernel_height {
@@ -57,12 +75,12 @@ impl<T: Real> Unfold<T> {
         }
     }
 
-    /// The windows of some images, [images · positions, taps].
-    fn windows<'a>(&self, input: &'a [T], windows: &'a mut Vec<T>, padded: &mut Vec<T>) -> &'a [T] {
+    /// The windows of these rows of some images, [images · rows · columns, taps].
+    fn windows<'a>(&self, input: &'a [T], rows: &Range<usize>, windows: &'a mut Vec<T>, padded: &mut Vec<T>) -> &'a [T] {
         if self.is_pointwise() {
             return input;
         }
-        let (images, of_image) = (input.len() / self.geometry.image(), self.geometry.positions() * self.geometry.taps());
+        let (images, of_image) = (input.len() / self.geometry.image(), rows.len() * self.geometry.columns * self.geometry.taps());
         let (windows, padded) = (sized(windows, images * of_image), sized(padded, padded::size(&self.geometry)));
         vectorised(
             #[inline(always)]
@@ -71,6 +89,7 @@ impl<T: Real> Unfold<T> {
                 for (image, windows) in input.chunks_exact(self.geometry.image()).zip(windows.chunks_exact_mut(of_image)) {
                     padded::write(&self.geometry, image, padded);
                     self.for_each_run(
+                        rows.clone(),
                         #[inline(always)]
                         |window, pixel, length| copy(&padded[pixel..pixel + length], &mut windows[window..window + length]),
                     );
@@ -80,15 +99,19 @@ impl<T: Real> Unfold<T> {
         windows
     }
 
-    /// The sum of the windows' gradients at the pixels that they were read from.
-    fn fold(&self, windows: &[T], padded: &mut Vec<T>, input: &mut [T]) {
-        let (of_image, padded) = (self.geometry.positions() * self.geometry.taps(), sized(padded, padded::size(&self.geometry)));
+    /// The sum of the windows' gradients at the pixels that they were read from; complete with the last band of rows.
+    fn fold(&self, windows: &[T], rows: &Range<usize>, padded: &mut Vec<T>, input: &mut [T]) {
+        let of_image = rows.len() * self.geometry.columns * self.geometry.taps();
+        let padded = sized(padded, padded::size(&self.geometry));
         vectorised(
             #[inline(always)]
             || {
                 for (image, windows) in input.chunks_exact_mut(self.geometry.image()).zip(windows.chunks_exact(of_image)) {
-                    padded.fill(T::default());
+                    if rows.start == 0 {
+                        padded.fill(T::default());
+                    }
                     self.for_each_run(
+                        rows.clone(),
                         #[inline(always)]
                         |window, pixel, length| {
                             for (pixel, value) in padded[pixel..pixel + length].iter_mut().zip(&windows[window..window + length]) {
@@ -96,7 +119,9 @@ impl<T: Real> Unfold<T> {
                             }
                         },
                     );
-                    padded::read(&self.geometry, padded, image);
+                    if rows.end == self.geometry.rows {
+                        padded::read(&self.geometry, padded, image);
+                    }
                 }
             },
         );
@@ -134,28 +159,39 @@ impl<T: Real> Way<T> for Unfold<T> {
     }
 
     fn forward(&self, input: &[T], output: &mut [T], Scratch { unfold: scratch, .. }: &mut Scratch<T>) {
-        let (taps, outputs) = (self.geometry.taps(), self.geometry.outputs);
-        let windows = self.windows(input, &mut scratch.windows, &mut scratch.padded);
-        multiply(Matrix::new(windows, output.len() / outputs, taps), Panels::new(&self.weight, taps, outputs), output, false);
+        let (taps, outputs, images) = (self.geometry.taps(), self.geometry.outputs, input.len() / self.geometry.image());
+        for rows in self.bands(images) {
+            let windows = self.windows(input, &rows, &mut scratch.windows, &mut scratch.padded);
+            let output = &mut output[self.results(images, &rows)];
+            multiply(Matrix::new(windows, output.len() / outputs, taps), Panels::new(&self.weight, taps, outputs), output, false);
+        }
     }
 
     fn backward(&self, input: &[T], gradient: &[T], gradients: Gradients<&mut [T]>, Scratch { unfold: scratch, .. }: &mut Scratch<T>) {
-        let (taps, outputs) = (self.geometry.taps(), self.geometry.outputs);
-        let rows = gradient.len() / outputs;
-        let gradient = Matrix::new(gradient, rows, outputs);
+        let (taps, outputs, images) = (self.geometry.taps(), self.geometry.outputs, gradient.len() / self.geometry.output_image());
+        let gradient_of = |rows: &Range<usize>| {
+            let gradient = &gradient[self.results(images, rows)];
+            Matrix::new(gradient, gradient.len() / outputs, outputs)
+        };
         if let Some(input_gradient) = gradients.input {
-            if self.is_pointwise() {
-                multiply(gradient, Panels::new(&self.weight, outputs, taps), input_gradient, false);
-            } else {
-                let window_gradient = sized(&mut scratch.window_gradient, rows * taps);
-                multiply(gradient, Panels::new(&self.weight, outputs, taps), window_gradient, false);
-                self.fold(window_gradient, &mut scratch.padded, input_gradient);
+            let weight = Panels::new(&self.weight, outputs, taps);
+            for rows in self.bands(images) {
+                let gradient = gradient_of(&rows);
+                if self.is_pointwise() {
+                    multiply(gradient, weight, input_gradient, false);
+                } else {
+                    let window_gradient = sized(&mut scratch.window_gradient, images * rows.len() * self.geometry.columns * taps);
+                    multiply(gradient, weight, window_gradient, false);
+                    self.fold(window_gradient, &rows, &mut scratch.padded, input_gradient);
+                }
             }
         }
         if let Some(weight_gradient) = gradients.weight {
-            let windows = self.windows(input, &mut scratch.windows, &mut scratch.padded);
-            let gradient = Panels::lay_out(gradient, &mut scratch.panels);
-            multiply(Matrix::new(windows, rows, taps).transposed(), gradient, weight_gradient, true);
+            for rows in self.bands(images) {
+                let windows = self.windows(input, &rows, &mut scratch.windows, &mut scratch.padded);
+                let windows = Matrix::new(windows, images * rows.len() * self.geometry.columns, taps);
+                multiply(windows.transposed(), Panels::lay_out(gradient_of(&rows), &mut scratch.panels), weight_gradient, true);
+            }
         }
     }
 

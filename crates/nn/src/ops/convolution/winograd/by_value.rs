@@ -6,17 +6,17 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::super::{ByValue, Gradients, Wanted, Way, sized};
-use super::{Step, Winograd, stride, weight};
+use super::{Step, Tiles, Winograd, stride, weight};
 use crate::matrix::{Matrix, Panels, multiply};
 use crate::parallel::map_with;
 use crate::vector::Real;
 
 /// Transformed values that are kept at a time, more or less.
-const VALUES: usize = 1 << 23;
+pub(super) const VALUES: usize = 1 << 23;
 
 /// A group of images in the transformed domain.
 struct Group<T> {
-    tiles: usize,
+    tiles: Tiles,
     /// For each of the tile's values [tiles, channels].
     input: Vec<T>,
     /// For each of the tile's values [tiles, outputs].
@@ -40,15 +40,15 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
     }
 
     fn group(&self, images: usize) -> Group<T> {
-        let tiles = images * Self::tiles_of_image(&self.geometry);
-        let values = |channels| vec![T::default(); Self::VALUES * stride(tiles, channels)];
-        Group { tiles, input: values(self.geometry.channels), output: values(self.geometry.outputs) }
+        let tiles = self.tiles(images);
+        let values = |channels| vec![T::default(); Self::VALUES * stride(tiles.count, channels)];
+        Group { input: values(self.geometry.channels), output: values(self.geometry.outputs), tiles }
     }
 
     /// The groups, sorted by the tile's values.
     fn planes<'a>(&self, groups: &'a mut [Group<T>]) -> Vec<Vec<Plane<'a, T>>> {
         let mut planes: Vec<Vec<_>> = (0..Self::VALUES).map(|_| Vec::with_capacity(groups.len())).collect();
-        for Group { tiles, input, output } in groups {
+        for Group { tiles: Tiles { count: tiles, .. }, input, output } in groups {
             let (of_input, of_output) = (*tiles * self.geometry.channels, *tiles * self.geometry.outputs);
             let inputs = input.chunks_exact_mut(stride(*tiles, self.geometry.channels));
             let outputs = output.chunks_exact_mut(stride(*tiles, self.geometry.outputs));
@@ -67,7 +67,7 @@ impl<T: Real, const SIDE: usize> ByValue<T> for Winograd<T, SIDE> {
         for (index, (input, output)) in input.chunks(at_once * image).zip(output.chunks_mut(at_once * output_image)).enumerate() {
             let transformed = input.par_chunks(group * image).map(|input| {
                 let mut group = self.group(input.len() / image);
-                self.transform(Step::Input, input, &mut group.input);
+                self.transform(Step::Input, &group.tiles, input, &mut group.input);
                 group
             });
             let mut groups: Vec<_> = transformed.collect();
@@ -78,7 +78,7 @@ impl<T: Real, const SIDE: usize> ByValue<T> for Winograd<T, SIDE> {
             });
             let results = output.par_chunks_mut(group * output_image).zip(&groups).enumerate();
             results.for_each(|(place, (output, transformed))| {
-                self.transform(Step::Output, &transformed.output, output);
+                self.transform(Step::Output, &transformed.tiles, &transformed.output, output);
                 finish(index * at_once / group + place, output);
             });
         }
@@ -98,9 +98,9 @@ impl<T: Real, const SIDE: usize> ByValue<T> for Winograd<T, SIDE> {
                 let mut group = self.group(images.len());
                 let result = sized(buffer, images.len() * output_image);
                 gradient(images.clone(), result);
-                self.transform(Step::Gradient, result, &mut group.output);
+                self.transform(Step::Gradient, &group.tiles, result, &mut group.output);
                 if wanted.weight {
-                    self.transform(Step::Input, &input[images.start * image..images.end * image], &mut group.input);
+                    self.transform(Step::Input, &group.tiles, &input[images.start * image..images.end * image], &mut group.input);
                 }
                 group
             });
@@ -121,7 +121,7 @@ impl<T: Real, const SIDE: usize> ByValue<T> for Winograd<T, SIDE> {
             if let Some(input_gradient) = &mut input_gradient {
                 let parts = input_gradient[first * image..end * image].par_chunks_mut(group * image);
                 parts.zip(&groups).for_each(|(part, transformed)| {
-                    self.transform(Step::Back, &transformed.input, part);
+                    self.transform(Step::Back, &transformed.tiles, &transformed.input, part);
                 });
             }
         }

@@ -8,6 +8,8 @@ mod by_value;
 mod maps;
 mod weight;
 
+use std::ops::Range;
+
 use maps::{both_ways, data, data_adjoint, results, results_adjoint};
 use pulp::{Arch, Simd, WithSimd};
 
@@ -23,6 +25,8 @@ const GROUPS: usize = 8;
 const FEWEST_TILES: usize = 16;
 /// Values of a panel's row.
 const LINE: usize = Panels::<f32>::WIDTH;
+/// Transformed values of one image that are kept at a time, more or less: larger images are worked on in bands of tiles.
+const BAND: usize = 1 << 22;
 /// Bytes of the transformed weight beyond which it is not fetched anew for each group.
 const WEIGHT_IN_CACHE: usize = 3 << 20;
 
@@ -59,13 +63,22 @@ enum Step {
     Output,
     /// `A g Aᵀ` of the result's gradient.
     Gradient,
-    /// The sum of `B d Bᵀ` of each tile at the pixels that the tile was read from: the input's gradient.
+    /// Adds `B d Bᵀ` of each tile to the pixels that the tile was read from: the input's gradient.
     Back,
+}
+
+/// Some lines of the tiles of each of some images.
+#[derive(Clone)]
+struct Tiles {
+    images: usize,
+    lines: Range<usize>,
+    count: usize,
 }
 
 struct Transform<'a, T, const SIDE: usize> {
     way: &'a Winograd<T, SIDE>,
     step: Step,
+    tiles: &'a Tiles,
     from: &'a [T],
     to: &'a mut [T],
 }
@@ -76,10 +89,10 @@ impl<T: Real, const SIDE: usize> WithSimd for Transform<'_, T, SIDE> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         match self.step {
-            Step::Input => self.way.transform_input(simd, self.from, self.to),
-            Step::Output => self.way.transform_output(simd, self.from, self.to),
-            Step::Gradient => self.way.transform_gradient(simd, self.from, self.to),
-            Step::Back => self.way.transform_back(simd, self.from, self.to),
+            Step::Input => self.way.transform_input(simd, self.tiles, self.from, self.to),
+            Step::Output => self.way.transform_output(simd, self.tiles, self.from, self.to),
+            Step::Gradient => self.way.transform_gradient(simd, self.tiles, self.from, self.to),
+            Step::Back => self.way.transform_back(simd, self.tiles, self.from, self.to),
         }
     }
 }
@@ -114,17 +127,35 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
         Panels::apart(&self.weight[value * panel..], rows, columns, Self::VALUES * panel)
     }
 
-    /// Tiles of the images whose result, or its gradient, is given.
-    fn tiles(&self, output: &[T]) -> usize {
-        output.len() / self.geometry.output_image() * Self::tiles_of_image(&self.geometry)
+    /// All tiles of some images.
+    fn tiles(&self, images: usize) -> Tiles {
+        self.tiles_of_lines(images, 0..self.geometry.rows.div_ceil(Self::OUTPUTS))
     }
 
-    /// Calls `visit(tile, image, row, column)` for each tile of some images, with the row and column of its first result.
+    fn tiles_of_lines(&self, images: usize, lines: Range<usize>) -> Tiles {
+        let across = self.geometry.columns.div_ceil(Self::OUTPUTS);
+        Tiles { images, count: images * lines.len() * across, lines }
+    }
+
+    /// The same, a band after the other where one image is too large.
+    fn bands(&self, images: usize) -> impl Iterator<Item = Tiles> {
+        let Tiles { lines, .. } = self.tiles(images);
+        let of_line = self.values_of_image().div_ceil(lines.len());
+        let at_once = if images > 1 { lines.len() } else { (BAND / of_line).max(1) };
+        lines.clone().step_by(at_once).map(move |start| self.tiles_of_lines(images, start..(start + at_once).min(lines.end)))
+    }
+
+    /// Transformed values of one image's input and result.
+    fn values_of_image(&self) -> usize {
+        Self::VALUES * Self::tiles_of_image(&self.geometry) * (self.geometry.channels + self.geometry.outputs)
+    }
+
+    /// Calls `visit(tile, image, row, column)` for each tile, with the row and column of its first result.
     #[inline(always)]
-    fn for_each_tile(&self, images: usize, mut visit: impl FnMut(usize, usize, usize, usize)) {
-        let mut tile = 0;
-        for image in 0..images {
-            for row in (0..self.geometry.rows).step_by(Self::OUTPUTS) {
+    fn for_each_tile(&self, tiles: &Tiles, mut visit: impl FnMut(usize, usize, usize, usize)) {
+        let (mut tile, rows) = (0, tiles.lines.start * Self::OUTPUTS..tiles.lines.end * Self::OUTPUTS);
+        for image in 0..tiles.images {
+            for row in rows.clone().step_by(Self::OUTPUTS) {
                 for column in (0..self.geometry.columns).step_by(Self::OUTPUTS) {
                     visit(tile, image, row, column);
                     tile += 1;
@@ -149,17 +180,17 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
         pixels
     }
 
-    /// Transforms some images.
-    fn transform(&self, step: Step, from: &[T], to: &mut [T]) {
-        Arch::new().dispatch(Transform { way: self, step, from, to });
+    /// Transforms some tiles. Of images and results, all of them are given.
+    fn transform(&self, step: Step, tiles: &Tiles, from: &[T], to: &mut [T]) {
+        Arch::new().dispatch(Transform { way: self, step, tiles, from, to });
     }
 
     #[inline(always)]
-    fn transform_input<S: Simd>(&self, simd: S, input: &[T], result: &mut [T]) {
-        let (channels, images) = (self.geometry.channels, input.len() / self.geometry.image());
-        let stride = stride(images * Self::tiles_of_image(&self.geometry), channels);
+    fn transform_input<S: Simd>(&self, simd: S, tiles: &Tiles, input: &[T], result: &mut [T]) {
+        let channels = self.geometry.channels;
+        let stride = stride(tiles.count, channels);
         self.for_each_tile(
-            images,
+            tiles,
             #[inline(always)]
             |tile, image, row, column| {
                 let pixels = self.pixels(image, row, column);
@@ -183,11 +214,11 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
     }
 
     #[inline(always)]
-    fn transform_output<S: Simd>(&self, simd: S, transformed: &[T], output: &mut [T]) {
+    fn transform_output<S: Simd>(&self, simd: S, tiles: &Tiles, transformed: &[T], output: &mut [T]) {
         let Geometry { outputs, rows, columns, .. } = self.geometry;
-        let (images, stride) = (output.len() / self.geometry.output_image(), stride(self.tiles(output), outputs));
+        let stride = stride(tiles.count, outputs);
         self.for_each_tile(
-            images,
+            tiles,
             #[inline(always)]
             |tile, image, row, column| {
                 in_lanes::<S, T>(
@@ -210,11 +241,11 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
     }
 
     #[inline(always)]
-    fn transform_gradient<S: Simd>(&self, simd: S, gradient: &[T], result: &mut [T]) {
+    fn transform_gradient<S: Simd>(&self, simd: S, tiles: &Tiles, gradient: &[T], result: &mut [T]) {
         let Geometry { outputs, rows, columns, .. } = self.geometry;
-        let (images, stride) = (gradient.len() / self.geometry.output_image(), stride(self.tiles(gradient), outputs));
+        let stride = stride(tiles.count, outputs);
         self.for_each_tile(
-            images,
+            tiles,
             #[inline(always)]
             |tile, image, row, column| {
                 in_lanes::<S, T>(
@@ -239,13 +270,11 @@ impl<T: Real, const SIDE: usize> Winograd<T, SIDE> {
     }
 
     #[inline(always)]
-    fn transform_back<S: Simd>(&self, simd: S, transformed: &[T], input_gradient: &mut [T]) {
+    fn transform_back<S: Simd>(&self, simd: S, tiles: &Tiles, transformed: &[T], input_gradient: &mut [T]) {
         let channels = self.geometry.channels;
-        let images = input_gradient.len() / self.geometry.image();
-        let stride = stride(images * Self::tiles_of_image(&self.geometry), channels);
-        input_gradient.fill(T::default());
+        let stride = stride(tiles.count, channels);
         self.for_each_tile(
-            images,
+            tiles,
             #[inline(always)]
             |tile, image, row, column| {
                 let pixels = self.pixels(image, row, column);
@@ -285,39 +314,45 @@ impl<T: Real, const SIDE: usize> Way<T> for Winograd<T, SIDE> {
 
     fn forward(&self, input: &[T], output: &mut [T], Scratch { winograd: scratch, .. }: &mut Scratch<T>) {
         let Geometry { channels, outputs, .. } = self.geometry;
-        let tiles = self.tiles(output);
-        let (of_input, of_output) = (stride(tiles, channels), stride(tiles, outputs));
-        let transformed = sized(&mut scratch.input, Self::VALUES * of_input);
-        self.transform(Step::Input, input, transformed);
-        let result = sized(&mut scratch.output, Self::VALUES * of_output);
-        let products = transformed.chunks_exact(of_input).zip(result.chunks_exact_mut(of_output));
-        for (value, (values, result)) in products.enumerate() {
-            let values = Matrix::new(&values[..tiles * channels], tiles, channels);
-            multiply(values, self.weight_of(value), &mut result[..tiles * outputs], false);
+        for tiles in self.bands(input.len() / self.geometry.image()) {
+            let (of_input, of_output) = (stride(tiles.count, channels), stride(tiles.count, outputs));
+            let transformed = sized(&mut scratch.input, Self::VALUES * of_input);
+            self.transform(Step::Input, &tiles, input, transformed);
+            let result = sized(&mut scratch.output, Self::VALUES * of_output);
+            let products = transformed.chunks_exact(of_input).zip(result.chunks_exact_mut(of_output));
+            for (value, (values, result)) in products.enumerate() {
+                let values = Matrix::new(&values[..tiles.count * channels], tiles.count, channels);
+                multiply(values, self.weight_of(value), &mut result[..tiles.count * outputs], false);
+            }
+            self.transform(Step::Output, &tiles, result, output);
         }
-        self.transform(Step::Output, result, output);
     }
 
-    fn backward(&self, input: &[T], gradient: &[T], gradients: Gradients<&mut [T]>, Scratch { winograd: scratch, .. }: &mut Scratch<T>) {
+    fn backward(&self, input: &[T], gradient: &[T], mut gradients: Gradients<&mut [T]>, scratch: &mut Scratch<T>) {
         let Geometry { channels, outputs, .. } = self.geometry;
-        let tiles = self.tiles(gradient);
-        let (of_input, of_output) = (stride(tiles, channels), stride(tiles, outputs));
-        let transformed = sized(&mut scratch.output, Self::VALUES * of_output);
-        self.transform(Step::Gradient, gradient, transformed);
-        let of_values = transformed.chunks_exact(of_output).map(|values| Matrix::new(&values[..tiles * outputs], tiles, outputs));
-        let values = sized(&mut scratch.input, Self::VALUES * of_input);
-        if let Some(input_gradient) = gradients.input {
-            for (value, (gradient, result)) in of_values.clone().zip(values.chunks_exact_mut(of_input)).enumerate() {
-                multiply(gradient, self.weight_of(value), &mut result[..tiles * channels], false);
-            }
-            self.transform(Step::Back, values, input_gradient);
+        let Scratch { winograd: scratch, .. } = scratch;
+        if let Some(input_gradient) = &mut gradients.input {
+            input_gradient.fill(T::default());
         }
-        if let Some(weight_gradient) = gradients.weight {
-            self.transform(Step::Input, input, values);
-            let products = values.chunks_exact(of_input).zip(of_values);
-            for ((values, gradient), sum) in products.zip(weight_gradient.chunks_exact_mut(channels * outputs)) {
-                let values = Matrix::new(&values[..tiles * channels], tiles, channels);
-                multiply(values.transposed(), Panels::lay_out(gradient, &mut scratch.panels), sum, true);
+        for tiles in self.bands(gradient.len() / self.geometry.output_image()) {
+            let (count, of_input, of_output) = (tiles.count, stride(tiles.count, channels), stride(tiles.count, outputs));
+            let transformed = sized(&mut scratch.output, Self::VALUES * of_output);
+            self.transform(Step::Gradient, &tiles, gradient, transformed);
+            let of_values = transformed.chunks_exact(of_output).map(|values| Matrix::new(&values[..count * outputs], count, outputs));
+            let values = sized(&mut scratch.input, Self::VALUES * of_input);
+            if let Some(input_gradient) = &mut gradients.input {
+                for (value, (gradient, result)) in of_values.clone().zip(values.chunks_exact_mut(of_input)).enumerate() {
+                    multiply(gradient, self.weight_of(value), &mut result[..count * channels], false);
+                }
+                self.transform(Step::Back, &tiles, values, input_gradient);
+            }
+            if let Some(weight_gradient) = &mut gradients.weight {
+                self.transform(Step::Input, &tiles, input, values);
+                let products = values.chunks_exact(of_input).zip(of_values);
+                for ((values, gradient), sum) in products.zip(weight_gradient.chunks_exact_mut(channels * outputs)) {
+                    let values = Matrix::new(&values[..count * channels], count, channels);
+                    multiply(values.transposed(), Panels::lay_out(gradient, &mut scratch.panels), sum, true);
+                }
             }
         }
     }
@@ -328,6 +363,7 @@ impl<T: Real, const SIDE: usize> Way<T> for Winograd<T, SIDE> {
     }
 
     fn by_value(&self) -> Option<&dyn ByValue<T>> {
-        (self.weight_gradient_size() * size_of::<T>() > WEIGHT_IN_CACHE).then_some(self)
+        let is_better = self.weight_gradient_size() * size_of::<T>() > WEIGHT_IN_CACHE && self.values_of_image() <= by_value::VALUES;
+        is_better.then_some(self)
     }
 }
