@@ -275,6 +275,21 @@ fn describe(program: &Path) -> anyhow::Result<Vec<Method>> {
 }
 
 #[cfg(test)]
+impl Catalogue {
+    /// A catalogue of methods that no program has.
+    pub(crate) fn of(crate_name: &str, methods: Vec<Method>) -> Self {
+        Self {
+            workspace: PathBuf::new(),
+            programs: Programs::new(Path::new(""), None, Mode::Look).expect("nothing is read"),
+            stages: BTreeSet::from([crate_name.to_owned()]),
+            crates: BTreeMap::from([(crate_name.to_owned(), methods)]),
+            dependencies: BTreeMap::new(),
+            build: digest_json(&Value::Null),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

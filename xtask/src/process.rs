@@ -31,6 +31,8 @@ pub(crate) struct Finished {
     pub(crate) outputs: BTreeMap<String, Made>,
     pub(crate) seconds: Seconds,
     pub(crate) profile: Profile,
+    /// As many threads as the stage says that it had.
+    pub(crate) threads: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -41,6 +43,8 @@ struct Report {
     #[serde(default)]
     earlier: Parts,
     peak_memory: Option<u64>,
+    #[serde(default)]
+    threads: Option<usize>,
 }
 
 #[derive(Default, Deserialize)]
@@ -81,15 +85,15 @@ pub(crate) fn run(session: &Session, index: usize, known: &Known, draft: &Draft,
     let ended = ended.map_err(|error| tidy(error, &instance.name, &checkpoints))?;
     let this = begin.elapsed().as_secs_f64();
     let mut phases = ended.phases;
-    let (seconds, peak_memory) = match serde_json::from_slice(&ended.stdout) {
-        Ok(Report { seconds: Parts { load, compute, write }, earlier, peak_memory }) => {
+    let (seconds, peak_memory, threads) = match serde_json::from_slice(&ended.stdout) {
+        Ok(Report { seconds: Parts { load, compute, write }, earlier, peak_memory, threads }) => {
             let worked = earlier.compute + earlier.write;
             if worked > 0.0 {
                 phases.insert(0, ("before it was resumed".into(), worked));
             }
-            (Seconds { load, compute, write, total: this + earlier.load + worked }, peak_memory)
+            (Seconds { load, compute, write, total: this + earlier.load + worked }, peak_memory, threads)
         }
-        Err(_) => (Seconds { compute: this, total: this, ..Seconds::default() }, None),
+        Err(_) => (Seconds { compute: this, total: this, ..Seconds::default() }, None, None),
     };
     let parts = session.parts(index, known).ok().context("its inputs are known")?;
     let provenance = session.provenance(index, &parts);
@@ -102,7 +106,7 @@ pub(crate) fn run(session: &Session, index: usize, known: &Known, draft: &Draft,
             .with_context(|| format!("its output `{}` cannot be used", output.name))?;
         outputs.insert(output.name.clone(), made);
     }
-    Ok(Finished { outputs, seconds, profile: Profile { phases, peak_memory } })
+    Ok(Finished { outputs, seconds, profile: Profile { phases, peak_memory }, threads })
 }
 
 /// The command with all that does not depend on inputs and outputs.

@@ -6,6 +6,7 @@ use std::fmt;
 use dcu_artifact::Digest;
 use serde_json::Value;
 
+use crate::diagnostic::cut;
 use crate::store::Parts;
 
 /// One reason why an instance must run.
@@ -131,9 +132,15 @@ impl fmt::Display for Reason {
     }
 }
 
-/// All reasons in one line.
+/// Reasons that are told, one by one; of more only the number is.
+const MOST_REASONS: usize = 8;
+
+/// The reasons in one line that fits on a screen or two: long values are cut, and of many reasons the first are told.
 pub(crate) fn in_one_line(reasons: &[Reason]) -> String {
-    reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    let shown = reasons.iter().take(MOST_REASONS).map(|reason| cut(&reason.to_string()));
+    let more = reasons.len().saturating_sub(MOST_REASONS);
+    let more = (more > 0).then(|| format!("and {more} more"));
+    shown.chain(more).collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]
@@ -170,6 +177,17 @@ mod tests {
             line.starts_with("`epochs` 30 -> 40; seed 1 -> 2; input `dataset` ") && line.ends_with("; code of crates/nn/src/lib.rs"),
             "{line}"
         );
+    }
+
+    #[test]
+    fn many_and_long_reasons_are_cut() {
+        let old = parts();
+        let mut new = parts();
+        for number in 0..500 {
+            new.parameters[format!("p{number}")] = json!("x".repeat(10_000));
+        }
+        let line = in_one_line(&differences(&old, &new));
+        assert!(line.len() < 4_000 && line.ends_with("; and 492 more"), "{}", line.len());
     }
 
     #[test]

@@ -265,7 +265,6 @@ fn bring_up_to_date(
             );
         }
     }
-    let threads = request.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let record = Record {
         key,
         parts,
@@ -273,7 +272,7 @@ fn bring_up_to_date(
         seconds: finished.seconds,
         profile: finished.profile,
         cpu: cpu_features(),
-        threads,
+        threads: finished.threads,
     };
     let stored = session.store.publish(&session.task_folder(index), draft, record)?;
     Ok((stored, Some(reasons)))

@@ -70,7 +70,8 @@ pub(crate) struct Record {
     pub(crate) profile: Profile,
     /// The CPU's features, as far as results depend on them.
     pub(crate) cpu: String,
-    pub(crate) threads: usize,
+    /// As many threads as the stage said that it had.
+    pub(crate) threads: Option<usize>,
 }
 
 /// One output of a finished run.
@@ -647,7 +648,7 @@ mod tests {
                 seconds: Seconds::default(),
                 profile: Profile::default(),
                 cpu: "x".into(),
-                threads: 1,
+                threads: Some(1),
             };
             self.store.publish(TASK, draft, record)
         }

@@ -29,9 +29,6 @@ pub enum Family {
     Cnn,
 }
 
-/// Parameters that a network has at most: 4 GiB of weights, of which training holds four times as much.
-const MOST_PARAMETERS: usize = 1 << 30;
-
 /// A network with all its sizes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -224,6 +224,9 @@ impl Context {
             bail!("the method ended without writing its output `{}`; this is a bug", output.name);
         }
         let (seconds, earlier) = (self.clock.so_far(), self.clock.earlier());
-        Ok(json!({ "outputs": self.written, "seconds": seconds, "earlier": earlier, "peak_memory": crate::memory::peak_memory() }))
+        Ok(json!({
+            "outputs": self.written, "seconds": seconds, "earlier": earlier, "peak_memory": crate::memory::peak_memory(),
+            "threads": rayon::current_num_threads(),
+        }))
     }
 }
