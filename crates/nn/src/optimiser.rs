@@ -166,7 +166,7 @@ fn adam(parameter: &mut [f32], gradient: &[f32], state: &mut State, rate: f64, w
     let correction = |beta: f64| 1.0 - beta.powf(state.steps as f64);
     let step = (rate / correction(BETAS.0)) as f32;
     let root_correction = correction(BETAS.1).sqrt() as f32;
-    // Rounded once, as in PyTorch: 1 - 0.999 in f32 would be off by 1.3e-5 of it.
+    // Constants are rounded once, as in PyTorch: 1 - 0.999 in f32 would be off by 1.3e-5 of it. So are sums with a scaled term.
     let (second_beta, epsilon) = (BETAS.1 as f32, EPSILON as f32);
     let (of_first, of_second) = ((1.0 - BETAS.0) as f32, (1.0 - BETAS.1) as f32);
     let chunks = parameter
@@ -179,8 +179,8 @@ fn adam(parameter: &mut [f32], gradient: &[f32], state: &mut State, rate: f64, w
             #[inline(always)]
             || {
                 for (((parameter, &gradient), first), second) in parameter.iter_mut().zip(gradient).zip(first).zip(second) {
-                    let gradient = gradient + weight_decay * *parameter;
-                    *first += of_first * (gradient - *first);
+                    let gradient = weight_decay.mul_add(*parameter, gradient);
+                    *first = of_first.mul_add(gradient - *first, *first);
                     *second = second_beta * *second + of_second * gradient * gradient;
                     *parameter -= step * *first / (second.sqrt() / root_correction + epsilon);
                 }
@@ -193,9 +193,14 @@ fn sgd(parameter: &mut [f32], gradient: &[f32], state: &mut State, rate: f32, mo
     state.first.resize(parameter.len(), 0.0);
     let chunks = parameter.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK)).zip(state.first.par_chunks_mut(CHUNK));
     chunks.for_each(|((parameter, gradient), velocity)| {
-        for ((parameter, &gradient), velocity) in parameter.iter_mut().zip(gradient).zip(velocity) {
-            *velocity = momentum * *velocity + (gradient + weight_decay * *parameter);
-            *parameter -= rate * *velocity;
-        }
+        vectorised(
+            #[inline(always)]
+            || {
+                for ((parameter, &gradient), velocity) in parameter.iter_mut().zip(gradient).zip(velocity) {
+                    *velocity = momentum * *velocity + weight_decay.mul_add(*parameter, gradient);
+                    *parameter = (-rate).mul_add(*velocity, *parameter);
+                }
+            },
+        );
     });
 }

@@ -216,7 +216,7 @@ fn finite(loss: &Tensor, phase: Phase<'_>, epoch: u64, step: usize, rate: f64) -
     let value = f64::from(loss.to_scalar::<f32>()?);
     if !value.is_finite() {
         bail!(
-            "the training diverged (`{}`): in epoch {}, step {} the loss is {value}, at the learning rate {rate}; give a lower `lr`",
+            "the training diverged (`{}`): in epoch {}, step {} the loss is {value}, at the learning rate {rate:?}; give a lower `lr`",
             phase.purpose,
             epoch + 1,
             step + 1

@@ -248,6 +248,7 @@ fn optimisers() {
     let golden = golden("ops.safetensors");
     let rules = [
         ("adam", Rule::Adam { weight_decay: 0.0 }, 0.01),
+        ("adam_long", Rule::Adam { weight_decay: 0.0 }, 0.01),
         ("adam_decay", Rule::Adam { weight_decay: 0.1 }, 0.01),
         ("sgd", Rule::Sgd { momentum: 0.0, weight_decay: 0.0 }, 0.1),
         ("sgd_momentum", Rule::Sgd { momentum: 0.9, weight_decay: 0.05 }, 0.1),

@@ -153,6 +153,15 @@ def special(tensors):
     output = F.max_pool2d(F.relu(F.batch_norm(F.conv2d(values, weight, bias, padding=1), mean, torch.ones(5, dtype=torch.float64), scale, shift)), 2)
     tensors |= {"block_broken.input": values, "block_broken.weight": weight, "block_broken.bias": bias, "block_broken.scale": scale,
                 "block_broken.shift": shift, "block_broken.mean": mean, "block_broken.output": output}
+    # Fewer values than PyTorch's loops take at a time: these round otherwise.
+    parameter = nn.Parameter(torch.randn(3))
+    tensors["adam_long.start"] = parameter.detach().clone()
+    optimiser, gradients, values = torch.optim.Adam([parameter], lr=0.01), torch.randn(300, 3), []
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimiser.step()
+        values.append(parameter.detach().clone())
+    tensors["adam_long.gradients"], tensors["adam_long.values"] = gradients, torch.stack(values)
 
 
 def mlp(channels, size, widths, classes):
