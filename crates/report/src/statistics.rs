@@ -34,7 +34,7 @@ pub(crate) fn share(mean: f64, count: f64) -> Estimate {
     let z2 = NORMAL_QUANTILE * NORMAL_QUANTILE;
     let centre = (mean + z2 / (2.0 * count)) / (1.0 + z2 / count);
     let half = NORMAL_QUANTILE / (1.0 + z2 / count) * (mean * (1.0 - mean) / count + z2 / (4.0 * count * count)).sqrt();
-    Estimate { mean, interval: Some((centre - half, centre + half)) }
+    Estimate { mean, interval: Some(((centre - half).max(0.0), (centre + half).min(1.0))) }
 }
 
 /// By how much the accuracy of an attack on as many members as non-members varies by chance alone, in 95 % of cases, where there is nothing to be
@@ -59,6 +59,10 @@ mod tests {
         let (low, high) = share(0.9, 100.0).interval.unwrap();
         assert!((low - 0.8256).abs() < 1e-3 && (high - 0.9448).abs() < 1e-3, "{low} {high}");
         assert!(share(1.0, 50.0).interval.unwrap().0 < 1.0);
+        // Rounding takes no end beyond 0 or 1.
+        assert!((1..5000).all(
+            |count| share(0.0, f64::from(count)).interval.unwrap().0 >= 0.0 && share(1.0, f64::from(count)).interval.unwrap().1 <= 1.0
+        ));
     }
 
     #[test]

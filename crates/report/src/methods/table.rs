@@ -312,7 +312,7 @@ fn shown(estimate: Estimate, unit: f64) -> String {
         Some((low, high)) if ((high - mean) - (mean - low)).abs() <= 1e-9 => {
             format!("{:.1} ± {:.1}", unit * mean, unit * 0.5 * (high - low))
         }
-        Some((low, high)) => format!("{:.1}\n[{:.1}, {:.1}]", unit * mean, unit * low.max(0.0), unit * high),
+        Some((low, high)) => format!("{:.1}\n[{:.1}, {:.1}]", unit * mean, unit * low, unit * high),
     }
 }
 
