@@ -19,6 +19,7 @@ pub trait Real:
     /// One.
     const ONE: Self;
     /// Whether this is not a number.
+    #[allow(clippy::wrong_self_convention, reason = "a number is passed as it is")]
     fn is_nan(self) -> bool;
     /// The square root.
     fn root(self) -> Self;
