@@ -121,7 +121,8 @@ fn every_setting_works_as_written() {
         // What a user puts in.
         let line = setting.replace("path=FILE", "path=FOLDER/train.parquet");
         let (flags, comment) = line.split_once("  ").unwrap_or((&line, ""));
-        let finished = desk.type_in(&format!("HF_HUB_OFFLINE=1 HF_HOME=nowhere cargo xtask run pipelines/quickstart.yaml {flags} --dry-run"));
+        let finished =
+            desk.type_in(&format!("HF_HUB_OFFLINE=1 HF_HOME=nowhere cargo xtask run pipelines/quickstart.yaml {flags} --dry-run"));
         let expected = match flags {
             flags if flags.contains("=hub") => "OWNER/NAME",
             flags if flags.contains("=cifar-binary") => "there is no `data_batch_*.bin`",
@@ -139,7 +140,8 @@ fn every_setting_works_as_written() {
 #[test]
 fn every_line_of_a_pipeline_works_as_written() {
     let desk = Desk::new();
-    let stages: Vec<String> = code_lines().into_iter().filter(|line| line.contains(": { uses: ") || line.contains(": { command: ")).collect();
+    let stages: Vec<String> =
+        code_lines().into_iter().filter(|line| line.contains(": { uses: ") || line.contains(": { command: ")).collect();
     assert!(stages.len() >= 3, "README shows few stages: {stages:?}");
     for stage in &stages {
         let name = stage.split(':').next().unwrap().trim();
@@ -187,7 +189,10 @@ fn the_first_table_is_of_the_accepted_results() {
         let line = text.lines().find(|line| line.starts_with(&format!("| {method} "))).unwrap_or_else(|| panic!("no line of {method}"));
         for name in ["retain_accuracy", "forget_accuracy", "test_accuracy", "mia_accuracy"] {
             let value = percent(instance, name);
-            assert!(line.contains(&format!(" {value} ")) || line.contains(&format!(" {value} [")), "{method} {name} is {value}, not as in {line}");
+            assert!(
+                line.contains(&format!(" {value} ")) || line.contains(&format!(" {value} [")),
+                "{method} {name} is {value}, not as in {line}"
+            );
         }
     }
 }

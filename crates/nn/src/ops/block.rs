@@ -173,10 +173,10 @@ impl Tail {
         );
     }
 
-    /// As [`Self::finish`], and notes which pixel each result is.
+    /// As [`Self::finish`], and notes which pixel each result is; of a window that holds what is not a number, any.
     #[inline(always)]
     pub(super) fn choose<T: Real>(&self, convolved: &[T], affine: &[Affine<T>], output: &mut [T], choices: &mut [u8]) {
-        let (floor, outputs) = (self.floor::<T>(), affine.len());
+        let (floor, outputs, nan) = (self.floor::<T>(), affine.len(), T::from_f64(f64::NAN));
         if !self.block.pool {
             let pixels = convolved.chunks_exact(outputs);
             for ((output, choices), pixel) in output.chunks_exact_mut(outputs).zip(choices.chunks_exact_mut(outputs)).zip(pixels) {
@@ -197,14 +197,17 @@ impl Tail {
                 let [a, b, c, d] = self.pixels(convolved, corner);
                 for channel in 0..outputs {
                     let Affine { factor, offset } = affine[channel];
+                    let values = [a[channel], b[channel], c[channel], d[channel]].map(
+                        #[inline(always)]
+                        |own| own.times_plus(factor, offset),
+                    );
                     let (mut best, mut choice) = (floor, 0_u8);
-                    for (place, own) in [a[channel], b[channel], c[channel], d[channel]].into_iter().enumerate() {
-                        let value = own.times_plus(factor, offset);
-                        let better = (value > best) | value.is_nan();
-                        choice = if better { place as u8 + 1 } else { choice };
-                        best = if better { value } else { best };
+                    for (place, value) in values.into_iter().enumerate() {
+                        choice = if value > best { place as u8 + 1 } else { choice };
+                        best = larger(best, value);
                     }
-                    (output[channel], choices[channel]) = (best, choice);
+                    output[channel] = if has_nan(values) { nan } else { best };
+                    choices[channel] = choice;
                 }
             },
         );
