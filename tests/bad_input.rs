@@ -67,7 +67,7 @@ fn mistakes_in_a_pipeline_are_found_before_anything_runs() {
     );
     refused("model: base }, with: { k: 4 }", "model: holdout }, with: { k: 4 }", &["needs model/1, but `holdout` gives holdout/1"]);
     refused("in: { train: data.train, test: data.test }", "in: { train: data.train }", &["`holdout` needs the input `test` (dataset/1)"]);
-    refused("model: offline, reduced: reduced", "modell: offline, reduced: reduced", &["has no input `modell`", "did you mean `model`?"]);
+    refused("in: { model: offline, dataset", "in: { modell: offline, dataset", &["has no input `modell`", "did you mean `model`?"]);
     refused("[base, modular, retrain]", "[base, moduler]", &["there is no stage `moduler`"]);
     refused("\"${of}\"", "\"${off}\"", &["`off` is no key of this stage's matrix"]);
     refused("{ per_class: 20 }", "{ source: parquet, path: nowhere }", &["nowhere", "pipeline.yaml:5:64", "help: "]);
@@ -397,7 +397,7 @@ fn an_unknown_id_in_a_deletion_request_is_refused() {
     refused("id\ntrain:4294967\n", &["names an unknown id: `train:4294967`", "ids.csv"]);
     refused("id\nnonsense\n", &["`nonsense` is no sample id", "ids.csv"]);
     refused("name\nx\n", &["`id`", "ids.csv"]);
-    refused("id\n", &["empty"]);
+    refused("id\n", &["names no sample"]);
     std::fs::remove_file(&file).unwrap();
     let setting = format!("request.file={}", file.display());
     let error = project.xtask("run", &["--set", "request.scenario=ids", "--set", &setting]).failure();

@@ -68,7 +68,7 @@ fn damage_in_the_store_is_found_and_mended() {
     let bytes = std::fs::read(&model).unwrap();
     std::fs::write(&model, &bytes[..bytes.len() / 2]).unwrap();
     let status = project.xtask("status", &[]).success().stdout;
-    assert!(status.contains("stale: its output `model` cannot be used") && status.contains("cut short"), "{status}");
+    assert!(status.contains("stale: its output `model` cannot be used") && status.contains("is damaged"), "{status}");
     let error = Finished::of(program("xtask").arg("inspect").arg(&model)).failure();
     assert!(
         error.contains("is damaged") && error.contains("help: if it lies in the store, delete it and run the pipeline again"),

@@ -157,7 +157,7 @@ fn a_deletion_request_names_samples_and_adds_to_an_earlier_one() {
     let more = "  second:    { uses: data/request, in: { dataset: data.train, previous: request }, with: { scenario: ids, file: more.csv } }\n  reduced:";
     let pipeline = SMALL.replace("  reduced:", more).replace("request: request", "request: second");
     let project = Project::new(&pipeline);
-    std::fs::write(project.path("more.csv"), "id\n").unwrap();
+    std::fs::write(project.path("more.csv"), "id\ntrain:0\n").unwrap();
     let drawn: Dataset = {
         project.xtask("run", &["--only", "data"]).success();
         read(&project.artifact("data.train", &[]))

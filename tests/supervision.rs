@@ -68,7 +68,7 @@ fn a_run_that_is_stopped_ends_its_stages_and_says_what_is_kept() {
         let project = project("sleep 1234 & sleep 2345");
         let running = run_until(&project, "sleep 2345");
         send(running.pid(), signal);
-        let finished = running.finish(Duration::from_secs(10));
+        let finished = running.finish(Duration::from_secs(60));
         assert_eq!(finished.code, Some(code), "{}", finished.stderr);
         let last = finished.stderr.lines().last().unwrap();
         assert_eq!(last, "stopped: 2 finished results are kept; the same command goes on from there", "{}", finished.stderr);
@@ -231,7 +231,7 @@ fn interrupted(signal: i32) -> (Project, Finished) {
     let running = Running::start(command.env("DCU_CHECKPOINT_SECONDS", "1"), &project.store());
     within(LIMIT, || file_below(&project.store(), "clock.json").then_some(())).expect("a checkpoint within a minute");
     send(running.pid(), signal);
-    let finished = running.finish(Duration::from_secs(10));
+    let finished = running.finish(Duration::from_secs(60));
     assert_all_dead(&project);
     (project, finished)
 }

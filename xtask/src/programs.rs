@@ -309,8 +309,7 @@ pub(crate) fn method_files(workspace: &Path, stage: &str) -> Vec<String> {
 /// build scripts read. The compiler lists them in a file beside the program.
 fn listed_sources(workspace: &Path, executable: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let list = executable.with_extension("d");
-    let text = std::fs::read_to_string(&list).with_context(|| format!("cannot read `{}`", list.display()))?;
-    let files = parse_dependencies(&text).with_context(|| format!("`{}` is no list of dependencies", list.display()))?;
+    let files = dependencies(&list)?;
     let mut open: Vec<PathBuf> = files.into_iter().map(|file| workspace.join(file)).collect();
     let mut files = Vec::new();
     while let Some(path) = open.pop() {
@@ -324,8 +323,28 @@ fn listed_sources(workspace: &Path, executable: &Path) -> anyhow::Result<Vec<Pat
     Ok(files)
 }
 
-/// The files after the colon of the first rule; a blank in a name follows a backslash.
+/// How long a list may stay unfinished.
+const LIST_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The files of a list. Each cargo that finds a program up to date writes its list anew in place, so that one which another run started may be just
+/// writing it.
+fn dependencies(list: &Path) -> anyhow::Result<Vec<String>> {
+    let begin = Instant::now();
+    loop {
+        let text = std::fs::read_to_string(list).with_context(|| format!("cannot read `{}`", list.display()))?;
+        match parse_dependencies(&text) {
+            Some(files) => return Ok(files),
+            None if begin.elapsed() < LIST_PATIENCE => std::thread::sleep(Duration::from_millis(20)),
+            None => bail!("`{}` is no list of dependencies\n  help: delete it and build again", list.display()),
+        }
+    }
+}
+
+/// The files after the colon of the first rule; a blank in a name follows a backslash. None where the text has no end yet.
 fn parse_dependencies(text: &str) -> Option<Vec<String>> {
+    if !text.ends_with('\n') {
+        return None;
+    }
     let (_, rule) = text.lines().next()?.split_once(": ")?;
     let mut files = vec![String::new()];
     let mut characters = rule.chars().peekable();
@@ -624,6 +643,19 @@ mod tests {
         let text = "/t/dcu-a: /w/crates/a/src/main.rs /w/a\\ b/c.txt ../x.rs\n\n/w/other: /w/y.rs\n";
         assert_eq!(parse_dependencies(text).unwrap(), ["/w/crates/a/src/main.rs", "/w/a b/c.txt", "../x.rs"]);
         assert_eq!(parse_dependencies("nothing"), None);
+    }
+
+    #[test]
+    fn a_list_that_is_just_being_written_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let list = folder.path().join("dcu-x.d");
+        std::fs::write(&list, "dcu-x: src/main.rs src/li").unwrap();
+        std::thread::scope(|scope| {
+            let reading = scope.spawn(|| dependencies(&list).unwrap());
+            std::thread::sleep(Duration::from_millis(100));
+            std::fs::write(&list, "dcu-x: src/main.rs src/lib.rs\n").unwrap();
+            assert_eq!(reading.join().unwrap(), ["src/main.rs", "src/lib.rs"]);
+        });
     }
 
     #[test]
