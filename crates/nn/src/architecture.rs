@@ -164,7 +164,7 @@ impl Architecture {
         for layer in self.layers().iter().flatten().flatten() {
             let values = match layer {
                 Layer::Block { inputs, outputs, .. } => {
-                    let values = (inputs + outputs).saturating_mul(height).saturating_mul(width);
+                    let values = inputs.saturating_add(*outputs).saturating_mul(height).saturating_mul(width);
                     (height, width) = (height / 2, width / 2);
                     values
                 }
@@ -215,7 +215,7 @@ impl Architecture {
         }
         parts[1].extend([Layer::ChannelsFirst, Layer::Flatten]);
         parts[2] = vec![
-            Layer::Linear { name: "classifier.0".into(), inputs: inputs * height * width, outputs: self.hidden },
+            Layer::Linear { name: "classifier.0".into(), inputs: inputs.saturating_mul(height).saturating_mul(width), outputs: self.hidden },
             Layer::Relu,
             Layer::Dropout(self.dropout),
             Layer::Linear { name: "classifier.3".into(), inputs: self.hidden, outputs: self.classes },
