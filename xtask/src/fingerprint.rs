@@ -4,6 +4,7 @@
 //! (`programs`). Left out are the files of a crate's other methods and the lists of them. Beside the files count the locked dependencies
 //! with the features they were built with, the compiler, its flags and the profile.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -30,8 +31,8 @@ pub(crate) struct Code {
 pub(crate) fn outside(folder: &Path, command: &[String], code: &[String], parameters: &Value) -> anyhow::Result<Code> {
     let mut files = BTreeMap::new();
     let mut add = |name: String, path: &Path| -> anyhow::Result<()> {
-        if !files.contains_key(&name) {
-            files.insert(name, digest_file(path)?);
+        if let Entry::Vacant(vacant) = files.entry(name) {
+            vacant.insert(digest_file(path)?);
         }
         Ok(())
     };

@@ -683,7 +683,8 @@ mod tests {
     #[test]
     fn what_an_artifact_says_of_its_making_must_be_the_recipe() {
         let made = fixture();
-        let edits: [(fn(&mut Provenance), &str); 5] = [
+        type Edit = (fn(&mut Provenance), &'static str);
+        let edits: [Edit; 5] = [
             (|says| says.seed = Some(4), "its seed was 4, not 3"),
             (|says| says.parameters = json!({ "ipc": 2 }), "other parameters"),
             (|says| says.producer.version = 2, "dcu-data holdout 2 made it"),

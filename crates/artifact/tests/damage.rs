@@ -298,7 +298,8 @@ fn nonsense_in_a_model_is_refused_where_it_is_written() {
     assert_eq!(message(&add("n.num_batches_tracked", Tensor::I64(Array::new(vec![], vec![3])))), Ok(()));
     let right = json!({ "epochs": 1, "batch": 2, "lr": 0.1, "momentum": 0, "weight_decay": 0.0 });
     assert_eq!(message(&facts(json!({ "classes": 2, "input": [1, 4, 4] }), right)), Ok(()));
-    let cases: [(&dyn Fn(&mut Model), &str); 14] = [
+    type Case<'a> = (&'a dyn Fn(&mut Model), &'a str);
+    let cases: [Case<'_>; 14] = [
         (&add("n.running_var", floats(&[0.5, -0.1])), "`n.running_var` holds -0.1 at position 1; a variance is 0 or more"),
         (&add("n.num_batches_tracked", Tensor::I64(Array::new(vec![], vec![-1]))), "it counts batches"),
         (&add("n.num_batches_tracked", Tensor::I64(Array::vector(vec![1, 2]))), "it counts batches"),

@@ -215,7 +215,11 @@ impl Architecture {
         }
         parts[1].extend([Layer::ChannelsFirst, Layer::Flatten]);
         parts[2] = vec![
-            Layer::Linear { name: "classifier.0".into(), inputs: inputs.saturating_mul(height).saturating_mul(width), outputs: self.hidden },
+            Layer::Linear {
+                name: "classifier.0".into(),
+                inputs: inputs.saturating_mul(height).saturating_mul(width),
+                outputs: self.hidden,
+            },
             Layer::Relu,
             Layer::Dropout(self.dropout),
             Layer::Linear { name: "classifier.3".into(), inputs: self.hidden, outputs: self.classes },

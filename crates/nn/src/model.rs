@@ -116,8 +116,11 @@ pub fn check_tensors(architecture: &Architecture, tensors: &BTreeMap<String, Ten
     if listed.is_empty() { Ok(()) } else { Err(listed.join("\n  ")) }
 }
 
+/// Shapes by name.
+type Shapes = BTreeMap<String, Vec<usize>>;
+
 /// The names and shapes of all parameters and buffers, and the names of the counters.
-fn expected_tensors(architecture: &Architecture) -> std::result::Result<(BTreeMap<String, Vec<usize>>, Vec<String>), String> {
+fn expected_tensors(architecture: &Architecture) -> std::result::Result<(Shapes, Vec<String>), String> {
     let (mut expected, mut counters) = (BTreeMap::new(), Vec::new());
     for layer in architecture.layers()?.into_iter().flatten() {
         match layer {

@@ -98,12 +98,12 @@ fn check_facts(facts: &ModelFacts) -> Result<(), String> {
     let object = |name: &str, value: &Value| value.as_object().cloned().ok_or(format!("the fact `{name}` is no object"));
     let architecture = object("architecture", &facts.architecture)?;
     let named = facts.class_names.len();
-    if architecture.get("classes").is_some_and(|classes| *classes != Value::from(named)) {
+    if architecture.get("classes").is_some_and(|classes| classes.as_u64() != Some(named as u64)) {
         return Err(format!("the architecture has {} classes, but {named} are named", architecture["classes"]));
     }
     let channels = facts.normalisation.mean.len();
     if let Some(input) = architecture.get("input").and_then(Value::as_array)
-        && input.first().is_some_and(|found| *found != Value::from(channels))
+        && input.first().is_some_and(|found| found.as_u64() != Some(channels as u64))
     {
         return Err(format!("the architecture takes images of {} channels, the normalisation has {channels}", input[0]));
     }
@@ -114,7 +114,8 @@ fn check_facts(facts: &ModelFacts) -> Result<(), String> {
 fn check_recipe(recipe: &OpenFacts) -> Result<(), String> {
     let whole = |least: u64| move |value: &Value| value.as_u64().is_some_and(|value| value >= least);
     let number = |fits: fn(f64) -> bool| move |value: &Value| value.as_f64().is_some_and(|value| value.is_finite() && fits(value));
-    let rules: [(&str, &dyn Fn(&Value) -> bool, &str); 5] = [
+    type Rule<'a> = (&'a str, &'a dyn Fn(&Value) -> bool, &'a str);
+    let rules: [Rule<'_>; 5] = [
         ("epochs", &whole(1), "a whole number, at least 1"),
         ("batch", &whole(2), "a whole number, at least 2"),
         ("lr", &number(|value| value > 0.0), "a positive number"),
