@@ -306,6 +306,8 @@ fn graphs_lists_and_artifacts_can_be_looked_at() {
     assert!(mermaid.contains("s_base --> s_offline"), "{mermaid}");
     let list = Finished::of(program("xtask").args(["list", "condense/cluster"])).success().stdout;
     assert!(list.contains("k = 450") && list.contains("model: model/1"), "{list}");
+    let all = Finished::of(program("xtask").arg("list")).success().stdout;
+    assert!(all.contains("data/load") && !all.contains("tables/load"), "{all}");
     assert!(Finished::of(program("xtask").args(["list", "condense/clutser"])).failure().contains("did you mean `condense/cluster`?"));
     project.xtask("run", &["--only", "data"]).success();
     let shown = Finished::of(program("xtask").arg("inspect").arg(project.artifact("data.train", &[]))).success().stdout;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use dcu_tests::{Project, Running, processes, send, within};
 
-/// A stage with checkpoints, and one from outside that writes its output in pieces and has a helper.
+/// A stage with checkpoints, and one from outside that writes its output in pieces and has a helper, whose death it does not pass over.
 const PIPELINE: &str = "\
 version: 1
 name: kills
@@ -25,6 +25,7 @@ stages:
 ";
 
 const SCRIPT: &str = "\
+set -e
 for argument; do
   case $argument in
     text=*) out=${argument#text=} ;;
@@ -33,7 +34,7 @@ for argument; do
 done
 for line in 1 2 3 4; do
   (sleep 0.05; echo $line >> \"$out\") &
-  wait
+  wait $!
 done
 cksum < \"$model\" >> \"$out\"
 ";

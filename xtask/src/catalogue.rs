@@ -128,12 +128,12 @@ struct Description {
 }
 
 impl Catalogue {
-    /// Makes the programs of the needed stage crates ready and asks each what it can do; all crates, where `needed` is `None`. Names that are no
+    /// Makes the programs of the needed stage crates ready and asks each what it can do. Names that are no
     /// stage crate are left out: [`Self::find`] will not find them.
-    pub(crate) fn open(workspace: &Path, store: Option<&Path>, needed: Option<&BTreeSet<String>>, mode: Mode) -> anyhow::Result<Self> {
+    pub(crate) fn open(workspace: &Path, store: Option<&Path>, needed: &BTreeSet<String>, mode: Mode) -> anyhow::Result<Self> {
         let stages = programs::stage_crates(workspace)?;
         let programs = Programs::new(workspace, store, mode)?;
-        let needed = needed.map_or_else(|| stages.clone(), |needed| needed.intersection(&stages).cloned().collect());
+        let needed = needed.intersection(&stages).cloned().collect();
         let profile = programs.profile().to_owned();
         let nothing = digest_json(&Value::Null);
         let mut catalogue = Self {

@@ -334,7 +334,7 @@ fn dependencies(manifest: &toml::Table) -> Vec<(String, toml::Value)> {
     tables(manifest).into_iter().chain(targets.filter_map(toml::Value::as_table).flat_map(tables)).collect()
 }
 
-fn read_toml(path: &Path) -> anyhow::Result<toml::Table> {
+pub(crate) fn read_toml(path: &Path) -> anyhow::Result<toml::Table> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     text.parse().with_context(|| format!("`{}` is no TOML", path.display()))
 }

@@ -15,7 +15,7 @@ use dcu_artifact::{digest_bytes, digest_file};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::fingerprint::{Dependencies, Packages, Sources};
+use crate::fingerprint::{Dependencies, Packages, Sources, read_toml};
 
 /// How up to date the programs must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -291,6 +291,17 @@ pub(crate) fn stage_crates(workspace: &Path) -> anyhow::Result<BTreeSet<String>>
     let entries = std::fs::read_dir(&folder).with_context(|| format!("cannot read `{}`", folder.display()))?;
     let stages = entries.flatten().filter(|entry| entry.path().join("src/main.rs").is_file());
     Ok(stages.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+}
+
+/// The stage crates without those that another hands its work over to, which say so in their manifest.
+pub(crate) fn first_programs(workspace: &Path) -> anyhow::Result<BTreeSet<String>> {
+    let mut stages = stage_crates(workspace)?;
+    stages.retain(|name| {
+        let manifest = read_toml(&workspace.join("crates").join(name).join("Cargo.toml")).unwrap_or_default();
+        let stage = manifest.get("package").and_then(|package| package.get("metadata")?.get("stage"));
+        stage.is_none_or(|stage| stage.get("second-program-of").is_none())
+    });
+    Ok(stages)
 }
 
 /// The names of a stage crate's methods as its files tell them, for messages about programs that were not built.

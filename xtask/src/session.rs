@@ -208,7 +208,7 @@ pub(crate) fn coordinates(instance: &Instance) -> Map<String, Value> {
 /// something does not fit.
 fn plan(file: &Path, settings: &[String], store: &Path, mode: Mode) -> anyhow::Result<(Plan, Catalogue)> {
     let pipeline = Pipeline::read(file, settings)?;
-    let mut catalogue = Catalogue::open(workspace(), Some(store), Some(&Plan::crates(&pipeline)), mode)?;
+    let mut catalogue = Catalogue::open(workspace(), Some(store), &Plan::crates(&pipeline), mode)?;
     match Plan::new(pipeline, &mut catalogue) {
         Ok(plan) => Ok((plan, catalogue)),
         Err(_) if catalogue.is_outdated() => {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::catalogue::{Catalogue, Method};
 use crate::diagnostic::nearest;
 use crate::files::{self, Seems};
-use crate::programs::Mode;
+use crate::programs::{self, Mode};
 use crate::reasons::in_one_line;
 use crate::session::{Session, State, workspace};
 use crate::table;
@@ -25,8 +25,11 @@ pub(crate) enum GraphFormat {
 
 /// All methods, or one with its parameters.
 pub(crate) fn list(name: Option<&str>, as_json: bool) -> anyhow::Result<()> {
-    let needed = name.map(|name| BTreeSet::from([name.split('/').next().unwrap_or(name).to_owned()]));
-    let mut catalogue = Catalogue::open(workspace(), None, needed.as_ref(), Mode::Look)?;
+    let needed = match name {
+        Some(name) => BTreeSet::from([name.split('/').next().unwrap_or(name).to_owned()]),
+        None => programs::first_programs(workspace())?,
+    };
+    let mut catalogue = Catalogue::open(workspace(), None, &needed, Mode::Look)?;
     if catalogue.is_outdated() {
         // What a program says of itself may be what has changed.
         catalogue = catalogue.rebuilt()?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context as _;
-use dcu_artifact::Metrics;
+use dcu_artifact::{Holdout, Metrics, Payload as _, Role, role_of};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -119,7 +119,7 @@ impl Lineage {
                 "condense/cluster" => phases.cluster += seconds,
                 "condense/reduce" => phases.reduce += seconds,
                 "train/offline" => phases.offline += seconds,
-                "data/request" => phases.request += seconds,
+                _ if ancestor.asks() => phases.request += seconds,
                 other if other.starts_with("condense/") => phases.condense += seconds,
                 _ => {}
             }
@@ -136,10 +136,8 @@ impl Lineage {
         if model.uses == "unlearn/retrain" {
             return Vec::new();
         }
-        let knows_request = |instance: &Instance| {
-            instance.uses == "data/request" || self.ancestors(instance).iter().any(|ancestor| ancestor.uses == "data/request")
-        };
-        let learned = |instance: &&Instance| !instance.uses.starts_with("data/") && !knows_request(instance);
+        let knows_request = |instance: &Instance| instance.asks() || self.ancestors(instance).into_iter().any(Instance::asks);
+        let learned = |instance: &&Instance| !instance.only_chooses_samples() && !knows_request(instance);
         let mut stages: Vec<&str> = self.ancestors(model).into_iter().filter(learned).map(|instance| instance.stage.as_str()).collect();
         stages.dedup();
         stages
@@ -153,6 +151,18 @@ impl Lineage {
 }
 
 impl Instance {
+    /// Whether it draws up a request, by whatever program.
+    fn asks(&self) -> bool {
+        self.outputs.values().any(|output| role_of(&output.schema) == Some(Role::Request))
+    }
+
+    /// Whether it says what samples there are, or which are for what: nothing is learned from them there.
+    fn only_chooses_samples(&self) -> bool {
+        let is_choice =
+            |output: &MadeOutput| matches!(role_of(&output.schema), Some(Role::Data | Role::Request)) || output.schema == Holdout::SCHEMA;
+        !self.outputs.is_empty() && self.outputs.values().all(is_choice)
+    }
+
     /// Whether this stage took a forget set out of a model.
     pub(crate) fn forgets(&self) -> bool {
         self.uses.starts_with("unlearn/")
@@ -168,16 +178,21 @@ mod tests {
 
     fn lineage() -> Lineage {
         let instance = |name: &str, uses: &str, seconds: f64, inputs: Value| {
+            let outputs = match name {
+                "data" => json!({ "train": { "schema": "dataset/1", "digest": "d" } }),
+                "request" => json!({ "request": { "schema": "request/1", "digest": "r" } }),
+                _ => json!({}),
+            };
             json!({ "stage": name, "instance": name, "uses": uses, "label": name, "seed": 1, "coordinates": {}, "seconds": { "total": seconds },
-                    "inputs": inputs, "outputs": {} })
+                    "inputs": inputs, "outputs": outputs })
         };
         Lineage::parse(json!({ "pipeline": "test", "instances": [
-            instance("data", "data/load", 100.0, json!({})),
+            instance("data", "tables/load", 100.0, json!({})),
             instance("base", "train/fit", 50.0, json!({ "dataset": ["data"] })),
             instance("buckets", "condense/cluster", 1.0, json!({ "dataset": ["data"], "model": ["base"] })),
             instance("offline", "train/offline", 2.0, json!({ "dataset": ["data"], "model": ["base"] })),
             instance("condensed", "condense/fdm", 4.0, json!({ "dataset": ["data"], "model": ["offline"], "buckets": ["buckets"] })),
-            instance("request", "data/request", 0.1, json!({ "dataset": ["data"] })),
+            instance("request", "tables/request", 0.1, json!({ "dataset": ["data"] })),
             instance("reduced", "condense/reduce", 0.2, json!({ "request": ["request"], "condensed": ["condensed"], "buckets": ["buckets"] })),
             instance("modular", "unlearn/modular", 8.0, json!({ "model": ["offline"], "reduced": ["reduced"] })),
             instance("retrain", "unlearn/retrain", 40.0, json!({ "model": ["base"], "dataset": ["data"], "request": ["request"] })),

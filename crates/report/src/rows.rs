@@ -266,7 +266,8 @@ pub(crate) mod tests {
         add("data", "data", "data/load", "load", None, 9.0, none(), none(), data);
         add("base", "base", "train/fit", "original", None, 30.0, none(), json!({ "dataset": ["data"] }), none());
         add("offline", "offline", "train/offline", "offline", None, 4.0, none(), json!({ "dataset": ["data"], "model": ["base"] }), none());
-        add("request", "request", "data/request", "request", None, 0.5, none(), json!({ "dataset": ["data"] }), none());
+        let request = json!({ "request": { "schema": "request/1", "digest": "e".repeat(64) } });
+        add("request", "request", "data/request", "request", None, 0.5, none(), json!({ "dataset": ["data"] }), request);
         let mut metrics = Vec::new();
         for (position, case) in cases.iter().enumerate() {
             let Case(label, seed, point, values) = case;

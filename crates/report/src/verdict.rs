@@ -12,19 +12,29 @@ const MARGIN: f64 = 2.0;
 enum Beside {
     Above,
     Below,
-    /// Within the margin, or the intervals overlap.
+    /// Within the margin, and the interval of the difference is not far outside of it.
+    Alike,
+    /// The difference may be chance, or larger than the margin.
     NotToBeTold,
 }
 
 fn beside(own: Estimate, reference: Estimate) -> Beside {
-    let ends = |estimate: Estimate| estimate.interval.unwrap_or((estimate.mean, estimate.mean));
-    let ((own_low, own_high), (low, high)) = (ends(own), ends(reference));
-    let difference = 100.0 * (own.mean - reference.mean);
-    match difference {
-        above if above > MARGIN && own_low > high => Beside::Above,
-        below if below < -MARGIN && own_high < low => Beside::Below,
+    let (low, high) = interval_of_difference(own, reference);
+    match 100.0 * (own.mean - reference.mean) {
+        above if above > MARGIN && low > 0.0 => Beside::Above,
+        below if below < -MARGIN && high < 0.0 => Beside::Below,
+        small if small.abs() <= MARGIN => Beside::Alike,
         _ => Beside::NotToBeTold,
     }
+}
+
+/// The 95 % interval of a difference, from those of both values: the distances of their ends added as squares (Newcombe 1998, method 10; for
+/// means, Donner and Zou 2012). Without intervals the difference is taken as it is.
+fn interval_of_difference(own: Estimate, reference: Estimate) -> (f64, f64) {
+    let ends = |estimate: Estimate| estimate.interval.unwrap_or((estimate.mean, estimate.mean));
+    let ((own_low, own_high), (low, high)) = (ends(own), ends(reference));
+    let difference = own.mean - reference.mean;
+    (difference - (own.mean - own_low).hypot(high - reference.mean), difference + (own_high - own.mean).hypot(reference.mean - low))
 }
 
 /// The verdict on a method, beginning with its name. Without a retraining there is only what it leaves behind to speak of.
@@ -53,9 +63,12 @@ fn forgetting(row: &Row<'_>) -> Option<String> {
                 "gives the forgotten samples their label in {ours}, less often than retraining ({theirs}), which gives them away as well"
             )
         }
-        Beside::NotToBeTold => {
+        Beside::Alike => {
             let counted = row.count(FORGET.count).map_or_else(String::new, |count| format!(", as far as {count} samples tell"));
             format!("gives the forgotten samples their label about as often as retraining ({ours} and {theirs}{counted})")
+        }
+        Beside::NotToBeTold => {
+            format!("gives the forgotten samples their label in {ours}, retraining in {theirs}, a difference that may be chance")
         }
     })
 }
@@ -135,6 +148,7 @@ mod tests {
     use super::*;
     use crate::rows::tests::{Case, evaluated};
     use crate::rows::{judged, rows};
+    use crate::statistics::share;
 
     const NULL: Case = Case("null", 1, &[], [1.0, 0.0, 0.9, 0.52]);
 
@@ -160,6 +174,27 @@ mod tests {
         let first = cases.remove(0);
         let text = of(first, cases);
         assert!(text.starts_with("modular: still gives the forgotten samples their label in 83 %, retraining in 0 %."), "{text}");
+    }
+
+    #[test]
+    fn the_interval_of_a_difference_agrees_with_a_worked_example() {
+        // 56 of 70 against 48 of 80 (Newcombe 1998, table II, method 10).
+        let (low, high) = interval_of_difference(share(56.0 / 70.0, 70.0), share(48.0 / 80.0, 80.0));
+        assert!((low - 0.0524).abs() < 1e-4 && (high - 0.3339).abs() < 1e-4, "{low} {high}");
+    }
+
+    #[test]
+    fn a_large_difference_is_not_called_none_because_it_may_be_chance() {
+        let seeds = |values: [f64; 3], label: &'static str| {
+            values.into_iter().zip(1..).map(move |(forget, seed)| Case(label, seed, &[], [0.9, forget, 0.8, 0.6]))
+        };
+        let text = |values: [f64; 3]| {
+            let mut cases: Vec<Case> = seeds(values, "modular").chain(seeds([0.55, 0.57, 0.59], "retrain")).collect();
+            let first = cases.remove(0);
+            of(first, cases)
+        };
+        assert!(text([0.60, 0.75, 0.90]).contains("label in 75 %, retraining in 57 %, a difference that may be chance"));
+        assert!(text([0.70, 0.75, 0.80]).contains("still gives the forgotten samples their label in 75 %, retraining in 57 %"));
     }
 
     #[test]
