@@ -230,7 +230,10 @@ fn bring_up_to_date(
 ) -> anyhow::Result<(Stored, Option<Vec<Reason>>)> {
     let force = request.force && !has_run;
     let reasons = match state {
-        State::Cached(stored) if !force => return Ok((*stored, None)),
+        State::Cached(stored) if !force => {
+            session.store.remove_needless_checkpoints(&stored.record.key);
+            return Ok((*stored, None));
+        }
         State::Cached(_) => vec![Reason::Forced],
         State::Stale(reasons) => reasons,
         State::Waits(_) => unreachable!("an instance runs after what it needs"),

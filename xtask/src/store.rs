@@ -445,6 +445,15 @@ impl Store {
         let _ = std::fs::remove_dir_all(self.checkpoints(key));
     }
 
+    /// Removes what a forced run that was interrupted has left of a result that there is, unless another run is just making it anew.
+    pub(crate) fn remove_needless_checkpoints(&self, key: &Key) {
+        if self.checkpoints(key).exists()
+            && let Ok(Some(_lock)) = self.try_lock(key.short())
+        {
+            self.remove_checkpoints(key);
+        }
+    }
+
     /// Forgets a result whose output turned out to be damaged: the file, where it is, and what is known of it.
     pub(crate) fn forget(&self, task: &str, stored: &Stored, output: &str) {
         let _ = std::fs::remove_file(stored.path(output));
@@ -799,6 +808,20 @@ mod tests {
         let draft = made.store.draft(&made.parts.key(), &lock).unwrap();
         made.store.sweep();
         assert!(draft.folder.exists() && !left.exists() && !made.store.temporary().join(".partial-x").exists());
+    }
+
+    #[test]
+    fn checkpoints_of_a_result_that_there_is_are_removed_but_not_from_under_a_run() {
+        let made = fixture();
+        let key = made.parts.key();
+        let checkpoints = made.store.checkpoints(&key);
+        std::fs::create_dir_all(&checkpoints).unwrap();
+        let lock = made.lock();
+        made.store.remove_needless_checkpoints(&key);
+        assert!(checkpoints.exists());
+        drop(lock);
+        made.store.remove_needless_checkpoints(&key);
+        assert!(!checkpoints.exists());
     }
 
     #[test]
