@@ -154,10 +154,27 @@ fn weights_come_from_outside_and_bad_ones_are_refused() {
 #[test]
 fn a_program_that_changes_its_input_is_blamed_and_the_input_is_made_again() {
     let project = Project::new(&pipeline());
-    let vandal = format!("{SCRIPT}\nif parameters[\"step\"] == 3: open(source, \"ab\").write(b\"xx\")\n");
+    let vandal = format!(
+        "{SCRIPT}\nif parameters[\"step\"] == 3: open(source, \"ab\").write(b\"xx\"); open({:?}, \"a\").write(\"started\\n\")\n",
+        project.path("starts.txt")
+    );
     std::fs::write(project.path("every_second.py"), vandal).unwrap();
     let error = project.xtask("run", &["--set", "request.step=3"]).failure();
     assert!(error.contains("`request#1` failed: its command has changed its input `dataset`"), "{error}");
+    assert_eq!(std::fs::read_to_string(project.path("starts.txt")).unwrap(), "started\n", "it was started again");
     let run = project.xtask("run", &[]).success();
     assert!(run.ran().contains(&"data") && run.ran().contains(&"request#1"), "{}", run.stderr);
+}
+
+#[test]
+fn a_script_that_is_edited_during_the_run_gives_no_result_under_its_old_key() {
+    let project = Project::new(&pipeline());
+    // It stands in for a user who saves the file while the run is under way.
+    let editing = format!("{SCRIPT}\nif parameters[\"step\"] == 3: open(\"every_second.py\", \"a\").write(\"# more\\n\")\n");
+    std::fs::write(project.path("every_second.py"), &editing).unwrap();
+    let error = project.xtask("run", &["--set", "request.step=3"]).failure();
+    assert!(error.contains("has changed since this run began; its result is not taken"), "{error}");
+    std::fs::write(project.path("every_second.py"), &editing).unwrap();
+    let status = project.xtask("status", &["--set", "request.step=3"]).success().stdout;
+    assert!(status.lines().any(|line| line.contains("request#1") && line.contains("never ran here")), "{status}");
 }

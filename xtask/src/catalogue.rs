@@ -256,7 +256,9 @@ impl Catalogue {
         let output = child.wait_with_output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "`{shown} check` failed: {}", said.trim());
-        eprint!("{said}");
+        if !said.trim().is_empty() {
+            eprintln!("{}", said.trim_end());
+        }
         asked.with_context(|| format!("cannot ask `{shown} check`"))?;
         let answers: Vec<Answer> =
             serde_json::from_slice(&output.stdout).with_context(|| format!("`{shown} check` gave no answer that can be read"))?;

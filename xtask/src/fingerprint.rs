@@ -86,7 +86,7 @@ fn lexical(path: &Path) -> String {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Sources {
     /// All files but those of methods.
-    shared: BTreeMap<String, Digest>,
+    shared: BTreeMap<String, Reduced>,
     /// Files of methods, by name.
     methods: BTreeMap<String, BTreeMap<String, Reduced>>,
 }
@@ -94,32 +94,32 @@ pub(crate) struct Sources {
 impl Sources {
     /// Reads the files that the programs of some stage crates were compiled from, each file once.
     pub(crate) fn read(workspace: &Path, listed: &BTreeMap<String, Vec<PathBuf>>) -> anyhow::Result<BTreeMap<String, Self>> {
-        let files: Vec<&PathBuf> = listed.values().flatten().collect::<BTreeSet<_>>().into_iter().collect();
-        let stages: BTreeSet<&str> = listed.keys().map(String::as_str).collect();
+        // What a file is depends on whose program it is in: the list of methods counts as code where another program links the crate.
+        let roles = |stage: &String, path: &PathBuf| role(&name_of(workspace, path), stage);
+        let files: BTreeSet<(&PathBuf, Role)> =
+            listed.iter().flat_map(|(stage, files)| files.iter().map(move |path| (path, roles(stage, path)))).collect();
+        let files: Vec<(&PathBuf, Role)> = files.into_iter().collect();
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let digest = |part: &[&PathBuf]| {
-            let one = |path: &&PathBuf| {
-                let name = name_of(workspace, path);
-                Ok(((*path).clone(), (digest_source(path, role(&name, &stages))?, name)))
-            };
+        let digest = |part: &[(&PathBuf, Role)]| {
+            let one = |&(path, role): &(&PathBuf, Role)| Ok(((path.clone(), role), (digest_source(path, role)?, name_of(workspace, path))));
             part.iter().map(one).collect::<anyhow::Result<Vec<_>>>()
         };
         let parts: Vec<_> = std::thread::scope(|scope| {
             let begun: Vec<_> = files.chunks(files.len().div_ceil(threads).max(1)).map(|part| scope.spawn(move || digest(part))).collect();
             begun.into_iter().map(|thread| thread.join().expect("reading does not panic")).collect()
         });
-        let digests: BTreeMap<PathBuf, (Reduced, String)> =
+        let digests: BTreeMap<(PathBuf, Role), (Reduced, String)> =
             parts.into_iter().collect::<anyhow::Result<Vec<_>>>()?.into_iter().flatten().collect();
         let of = |(stage, files): (&String, &Vec<PathBuf>)| {
             let mut sources = Self::default();
             let methods = format!("crates/{stage}/src/methods/");
-            for (reduced, name) in files.iter().map(|file| &digests[file]) {
+            for (reduced, name) in files.iter().map(|file| &digests[&(file.clone(), roles(stage, file))]) {
                 match name.strip_prefix(&methods).and_then(|inside| inside.split('/').next()).filter(|first| *first != "mod.rs") {
                     Some(first) => {
                         let method = first.strip_suffix(".rs").unwrap_or(first).to_owned();
                         sources.methods.entry(method).or_default().insert(name.clone(), reduced.clone());
                     }
-                    None => drop(sources.shared.insert(name.clone(), reduced.digest.clone())),
+                    None => drop(sources.shared.insert(name.clone(), reduced.clone())),
                 }
             }
             (stage.clone(), sources)
@@ -131,9 +131,14 @@ impl Sources {
     /// names of all methods of the crate.
     pub(crate) fn of_method(&self, method: &str, others: &[&str]) -> BTreeMap<String, Digest> {
         let named = |stem: &str, name: &str| stem == name || stem.replace('_', "-") == name;
-        let mut files = self.shared.clone();
-        let mut open: Vec<&String> =
-            self.methods.keys().filter(|stem| named(stem, method) || !others.iter().any(|other| named(stem, other))).collect();
+        let mut files: BTreeMap<String, Digest> =
+            self.shared.iter().map(|(name, reduced)| (name.clone(), reduced.digest.clone())).collect();
+        let is_taken_from = |stem: &str| self.shared.values().any(|reduced| reduced.siblings.contains(stem));
+        let mut open: Vec<&String> = self
+            .methods
+            .keys()
+            .filter(|stem| named(stem, method) || is_taken_from(stem) || !others.iter().any(|other| named(stem, other)))
+            .collect();
         let mut seen = BTreeSet::new();
         while let Some(stem) = open.pop() {
             if !seen.insert(stem) {
@@ -169,11 +174,12 @@ fn name_of(workspace: &Path, path: &Path) -> String {
     up.chain(parts.into_iter().skip(common)).collect::<Vec<_>>().join("/")
 }
 
-fn role(name: &str, stages: &BTreeSet<&str>) -> Role {
+/// What a file of the workspace is to the program of a stage crate.
+fn role(name: &str, of: &str) -> Role {
     let parts: Vec<&str> = name.split('/').collect();
     match parts.as_slice() {
-        ["crates", stage, "src", "lib.rs"] if stages.contains(stage) => Role::Root,
-        ["crates", stage, "src", "methods", "mod.rs"] if stages.contains(stage) => Role::Methods,
+        ["crates", stage, "src", "lib.rs"] if *stage == of => Role::Root,
+        ["crates", stage, "src", "methods", "mod.rs"] if *stage == of => Role::Methods,
         _ => Role::Plain,
     }
 }

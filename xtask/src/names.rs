@@ -9,8 +9,6 @@ const LONGEST: usize = 64;
 const LONGEST_VALUE: usize = 48;
 /// A file that is named after an instance has at most so many bytes before its extension.
 const LONGEST_FILE: usize = 200;
-/// What the runner keeps beside the outputs of a stage.
-const RESERVED: [&str; 2] = ["record", "scratch"];
 
 /// Checks a name; `kind` is what it names: `stage`, `output`, `input`, `matrix key`, `label`, `pipeline`.
 pub(crate) fn check(kind: &str, name: &str) -> Result<(), String> {
@@ -30,9 +28,6 @@ pub(crate) fn check(kind: &str, name: &str) -> Result<(), String> {
     }
     if name.starts_with('-') {
         return Err(format!("`{name}` cannot be the name of this {kind}: it starts with `-`, like an option"));
-    }
-    if kind == "output" && RESERVED.iter().any(|reserved| reserved.eq_ignore_ascii_case(name)) {
-        return Err(format!("`{name}` cannot be the name of this output: the runner has a file of that name beside it"));
     }
     Ok(())
 }
@@ -89,7 +84,6 @@ mod tests {
         assert_eq!(check("label", "fine tuning"), Ok(()));
         assert_eq!(check("label", "v1.2+more"), Ok(()));
         assert!(check("label", "a/b").is_err());
-        assert!(check("output", "record").is_err() && check("output", "Scratch").is_err() && check("stage", "record").is_ok());
     }
 
     #[test]

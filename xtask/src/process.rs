@@ -99,11 +99,9 @@ pub(crate) fn run(session: &Session, index: usize, known: &Known, draft: &Draft,
     let provenance = session.provenance(index, &parts);
     let mut outputs = BTreeMap::new();
     for output in &instance.outputs {
-        must_be_written(&output.name, &draft.output(&output.name, &output.schema))?;
-        let made = session
-            .store
-            .take_in(draft, &output.name, &output.schema, &provenance, !is_method)
-            .with_context(|| format!("its output `{}` cannot be used", output.name))?;
+        let made = session.store.take_in(draft, &output.name, &output.schema, &provenance, !is_method).map_err(|error| {
+            if error.is::<StageFailure>() { error } else { error.context(format!("its output `{}` cannot be used", output.name)) }
+        })?;
         outputs.insert(output.name.clone(), made);
     }
     Ok(Finished { outputs, seconds, profile: Profile { phases, peak_memory }, threads })
@@ -132,16 +130,6 @@ fn command(session: &Session, index: usize, draft: &Draft, options: Options) -> 
         command.arg("--seed").arg(seed.to_string());
     }
     Ok(command)
-}
-
-/// A pipe would be waited for without end, and what a link points to may change.
-fn must_be_written(output: &str, path: &Path) -> Result<(), StageFailure> {
-    let message = match std::fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_file() => return Ok(()),
-        Ok(_) => format!("what it has written as its output `{output}` is no plain file"),
-        Err(_) => format!("it ended without writing its output `{output}`"),
-    };
-    Err(StageFailure { message, remedy: Some(format!("write a file to the path that it is given with `--out {output}=PATH`")) })
 }
 
 /// `NAME=PATH`, for any path.

@@ -155,7 +155,10 @@ fn spread(rows: &[Row]) -> BTreeMap<String, BTreeMap<String, f64>> {
         let exact = quantile * (2.0 * variance).sqrt();
         ((exact * 1e4).ceil() / 1e4).max(NARROWEST)
     };
-    let of_instance = |metrics: BTreeMap<String, Vec<f64>>| metrics.into_iter().map(|(name, values)| (name, half_width(values))).collect();
+    // A number that fewer seeds have gets no tolerance: how far it moves is not known.
+    let enough = |(_, values): &(String, Vec<f64>)| values.len() >= FEWEST_SEEDS;
+    let of_instance =
+        |metrics: BTreeMap<String, Vec<f64>>| metrics.into_iter().filter(enough).map(|(name, values)| (name, half_width(values))).collect();
     values.into_iter().map(|(instance, metrics)| (instance, of_instance(metrics))).collect()
 }
 

@@ -4,17 +4,17 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use dcu_artifact::{Role, role_of};
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::names::file_name;
-use crate::plan::{Instance, Task};
+use crate::plan::{Instance, Source, Task};
 use crate::process::{self, Options};
 use crate::reasons::{Reason, in_one_line};
 use crate::session::{Known, Session, State};
 use crate::signals::{self, Stopped};
-use crate::store::{Record, Seconds, Stored, cpu_features};
+use crate::store::{Parts, Record, Seconds, Stored, cpu_features};
 use crate::supervise::StageFailure;
 
 /// What to run, and how.
@@ -38,7 +38,6 @@ const MOST_REPAIRS: usize = 3;
 pub(crate) fn run(session: &Session, request: &Request) -> anyhow::Result<()> {
     let begin = Instant::now();
     let selected = selection(session, request)?;
-    session.plan.refuse(&selected)?;
     session.plan.refuse(&selected)?;
     if request.dry {
         return dry_run(session, &selected, request.force);
@@ -70,8 +69,9 @@ pub(crate) fn run(session: &Session, request: &Request) -> anyhow::Result<()> {
         }
         let (stored, reasons) = match bring_up_to_date(session, index, &known, state, request, ran.contains(&index)) {
             Ok(done) => done,
-            Err(error) if error.is::<Stopped>() => return Err(stopped_here(error)),
-            Err(error) => {
+            Err(Failed { error, .. }) if error.is::<Stopped>() => return Err(stopped_here(error)),
+            Err(Failed { error, may_be_damage: false }) => return Err(error),
+            Err(Failed { error, .. }) => {
                 let damaged = forget_damaged_inputs(session, index, &known);
                 repairs += 1;
                 let makers_are_selected = damaged.iter().all(|maker| selected.contains(maker));
@@ -227,7 +227,7 @@ fn bring_up_to_date(
     state: State,
     request: &Request,
     has_run: bool,
-) -> anyhow::Result<(Stored, Option<Vec<Reason>>)> {
+) -> Result<(Stored, Option<Vec<Reason>>), Failed> {
     let force = request.force && !has_run;
     let reasons = match state {
         State::Cached(stored) if !force => {
@@ -254,9 +254,16 @@ fn bring_up_to_date(
         _ => None,
     };
     let draft = session.store.draft(&key, &lock)?;
+    let is_outside = matches!(instance.task, Task::Command { .. });
+    if is_outside {
+        check_inputs_before(session, instance, known)?;
+        check_code(session, index, &parts).map_err(|error| explain(session, instance, error))?;
+    }
     let finished = process::run(session, index, known, &draft, &key, Options { threads: request.threads, anew: force })
-        .and_then(|finished| inputs_are_as_before(session, instance, known).map(|()| finished))
         .map_err(|error| explain(session, instance, error))?;
+    if is_outside && let Err(error) = check_outside_after(session, index, known, &parts) {
+        return Err(Failed { error: explain(session, instance, error), may_be_damage: false });
+    }
     if let Some(before) = before {
         let differs = |name: &&String| {
             before.outputs[*name].digest != finished.outputs[*name].digest && !before.outputs[*name].schema.starts_with("file/")
@@ -281,23 +288,65 @@ fn bring_up_to_date(
     Ok((stored, Some(reasons)))
 }
 
-/// A program from outside may have written to what it was to read. Then its result is not taken, and what it damaged is made again.
-fn inputs_are_as_before(session: &Session, instance: &Instance, known: &Known) -> anyhow::Result<()> {
-    if !matches!(instance.task, Task::Command { .. }) {
-        return Ok(());
+/// Why a stage that ran has no result.
+struct Failed {
+    error: anyhow::Error,
+    /// Whether it may be that its inputs were damaged before.
+    may_be_damage: bool,
+}
+
+impl From<anyhow::Error> for Failed {
+    fn from(error: anyhow::Error) -> Self {
+        Self { error, may_be_damage: true }
     }
+}
+
+/// A program from outside gets inputs that are whole.
+fn check_inputs_before(session: &Session, instance: &Instance, known: &Known) -> anyhow::Result<()> {
+    match changed_input(instance, known)? {
+        Some((name, source)) => bail!("its input `{name}` (`{}`) is damaged", session.plan.instances[source.instance].name),
+        None => Ok(()),
+    }
+}
+
+/// A program from outside may have written to what it was to read, and what it runs may have been edited meanwhile. Then its result is not taken, and
+/// what it damaged is made again in the next run.
+fn check_outside_after(session: &Session, index: usize, known: &Known, parts: &Parts) -> anyhow::Result<()> {
+    let instance = &session.plan.instances[index];
+    if let Some((name, source)) = changed_input(instance, known)? {
+        let stored = known[source.instance].as_ref().context("an input was not made")?;
+        session.store.forget(&session.task_folder(source.instance), stored, &source.output);
+        return Err(StageFailure {
+            message: format!("its command has changed its input `{name}`, which other stages read too; its result is not taken"),
+            remedy: Some("let the command copy what it wants to change; the input is made again in the next run".into()),
+        }
+        .into());
+    }
+    check_code(session, index, parts)
+}
+
+/// The files of an outside stage are still those that the key was made of.
+fn check_code(session: &Session, index: usize, parts: &Parts) -> anyhow::Result<()> {
+    let changed = session.code_of_outside(index)?.is_some_and(|code| code != parts.code);
+    if changed {
+        return Err(StageFailure {
+            message: "a file that its command runs or reads has changed since this run began; its result is not taken".into(),
+            remedy: Some("run again".into()),
+        }
+        .into());
+    }
+    Ok(())
+}
+
+/// The first input whose file has not the bytes any more that it was written with.
+fn changed_input<'a>(instance: &'a Instance, known: &Known) -> anyhow::Result<Option<(&'a str, &'a Source)>> {
     for (name, source) in instance.inputs.iter().flat_map(|(name, sources)| sources.iter().map(move |source| (name, source))) {
         let stored = known[source.instance].as_ref().context("an input was not made")?;
         if stored.check(&source.output).is_err() {
-            session.store.forget(&session.task_folder(source.instance), stored, &source.output);
-            return Err(StageFailure {
-                message: format!("its command has changed its input `{name}`, which other stages read too; its result is not taken"),
-                remedy: Some("let the command copy what it wants to change; the input is made again in the next run".into()),
-            }
-            .into());
+            return Ok(Some((name, source)));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 fn explain(session: &Session, instance: &Instance, error: anyhow::Error) -> anyhow::Error {

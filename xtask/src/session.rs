@@ -128,6 +128,14 @@ impl Session {
         Provenance { producer, parameters: parts.parameters.clone(), seed: parts.seed, inputs: parts.inputs.clone(), externals }
     }
 
+    /// The files of an outside stage as they are now.
+    pub(crate) fn code_of_outside(&self, index: usize) -> anyhow::Result<Option<Code>> {
+        match &self.plan.instances[index].task {
+            Task::Method { .. } => Ok(None),
+            Task::Command { .. } => code(&self.plan, &self.plan.instances[index], &self.catalogue).map(Some),
+        }
+    }
+
     /// The folder of the store in which results of an instance's task lie.
     pub(crate) fn task_folder(&self, index: usize) -> String {
         match &self.plan.instances[index].task {

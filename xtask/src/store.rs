@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::fingerprint::Code;
+use crate::supervise::StageFailure;
 
 /// The layout of the store; another layout gets another number, so that neither misreads the other.
 pub(crate) const LAYOUT: &str = "v2";
@@ -286,9 +287,13 @@ impl Store {
                 Err(reason) => return Found::Damaged(format!("its output `{name}` {reason}")),
             }
         }
-        if touched && let Ok(text) = serde_json::to_vec_pretty(&record) {
-            // So that a copied store is read whole only once; on a read-only one it is read each time.
-            let _ = self.put(&path, &text);
+        if touched
+            && let Ok(new) = serde_json::to_vec_pretty(&record)
+            && let Ok(Some(_lock)) = self.try_lock(key.short())
+            && read_plain_file(&path).is_ok_and(|now| now == text)
+        {
+            // So that a copied store is read whole only once; on a read-only one, or while another run is making the result anew, each time.
+            let _ = self.put(&path, &new);
         }
         Found::Result(Box::new(Stored { record, objects: self.objects() }))
     }
@@ -391,12 +396,15 @@ impl Store {
         is_outside: bool,
     ) -> anyhow::Result<Made> {
         let path = draft.output(name, schema);
-        let kind = std::fs::symlink_metadata(&path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => anyhow::anyhow!("the stage has written no `{}`", file_name(&path)),
-            _ => anyhow::Error::from(error).context(format!("cannot read `{}`", path.display())),
-        })?;
-        if !kind.is_file() {
-            bail!("the stage has made `{}` something else than a plain file", file_name(&path));
+        // A pipe would be waited for without end, and what a link points to may change.
+        let message = match std::fs::symlink_metadata(&path) {
+            Ok(metadata) if metadata.is_file() => None,
+            Ok(_) => Some(format!("what it has written as its output `{name}` is no plain file")),
+            Err(_) => Some(format!("it ended without writing its output `{name}`")),
+        };
+        if let Some(message) = message {
+            let remedy = Some(format!("write a file to the path that it is given with `--out {name}=PATH`"));
+            return Err(StageFailure { message, remedy }.into());
         }
         let content = if schema.starts_with("file/") {
             None
@@ -454,10 +462,15 @@ impl Store {
         }
     }
 
-    /// Forgets a result whose output turned out to be damaged: the file, where it is, and what is known of it.
+    /// Forgets a result whose output turned out to be damaged, the file and what is known of it, unless another run has just mended it.
     pub(crate) fn forget(&self, task: &str, stored: &Stored, output: &str) {
-        let _ = std::fs::remove_file(stored.path(output));
-        let _ = std::fs::remove_file(self.record(task, &stored.record.key));
+        let key = &stored.record.key;
+        if let Ok(Some(_lock)) = self.try_lock(key.short())
+            && stored.check(output).is_err()
+        {
+            let _ = std::fs::remove_file(stored.path(output));
+            let _ = std::fs::remove_file(self.record(task, key));
+        }
     }
 
     /// The parts of the result that an instance of a pipeline had last, to tell what has changed since.
@@ -475,10 +488,6 @@ impl Store {
     fn last_path(&self, pipeline: &str, instance: &str) -> PathBuf {
         self.layout().join("pipelines").join(pipeline).join(format!("{}.json", crate::names::file_name(instance)))
     }
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn entries(folder: &Path) -> Vec<PathBuf> {
@@ -830,13 +839,13 @@ mod tests {
         let lock = made.lock();
         let draft = made.store.draft(&made.parts.key(), &lock).unwrap();
         let error = |name: &str| made.store.take_in(&draft, name, "file/txt", &made.provenance, true).unwrap_err().to_string();
-        assert!(error("nothing").contains("has written no `nothing.txt`"));
+        assert!(error("nothing").contains("ended without writing its output `nothing`"));
         std::fs::create_dir(draft.path("folder.txt")).unwrap();
-        assert!(error("folder").contains("something else than a plain file"));
+        assert!(error("folder").contains("is no plain file"));
         #[cfg(unix)]
         {
             std::os::unix::fs::symlink("/etc/hostname", draft.path("link.txt")).unwrap();
-            assert!(error("link").contains("something else than a plain file"));
+            assert!(error("link").contains("is no plain file"));
         }
     }
 }

@@ -6,7 +6,7 @@ use dcu_artifact::{Digest, digest_bytes};
 use proc_macro2::{Delimiter, Spacing, TokenStream, TokenTree};
 
 /// What a file is to a stage crate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Role {
     /// The root, whose function `methods` lists the methods; none of them depends on that list.
     Root,

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use dcu_artifact::{Digest, Metrics};
 
 use crate::lineage::{Instance, Lineage, Phases};
-use crate::statistics::{Estimate, over_seeds, share};
+use crate::statistics::{Estimate, attack_samples, over_seeds, share};
 
 /// A score in the table, and the count in the metrics' facts behind its binomial interval.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,9 +192,7 @@ fn estimates(runs: &[&Judged<'_>]) -> BTreeMap<&'static str, Estimate> {
 fn estimate(runs: &[&Judged<'_>], score: Score) -> Option<Estimate> {
     let values: Vec<f64> = runs.iter().filter_map(|run| run.metrics.scalars.get(score.name).copied()).collect();
     let estimate = over_seeds(&values)?;
-    // The attack judges members and as many non-members.
-    let each = if score == ATTACK { 2.0 } else { 1.0 };
-    let samples = count(runs[0].metrics, score.count).map(|samples| each * samples as f64);
+    let samples = count(runs[0].metrics, score.count).map(|samples| if score == ATTACK { attack_samples(samples) } else { samples as f64 });
     match (estimate.interval, samples) {
         (None, Some(samples)) if samples > 0.0 => Some(share(estimate.mean, samples)),
         _ => Some(estimate),

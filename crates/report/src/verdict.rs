@@ -12,9 +12,9 @@ const MARGIN: f64 = 2.0;
 enum Beside {
     Above,
     Below,
-    /// Within the margin, and the interval of the difference is not far outside of it.
+    /// The whole interval of the difference is within the margin.
     Alike,
-    /// The difference may be chance, or larger than the margin.
+    /// The difference may be none, or larger than the margin.
     NotToBeTold,
 }
 
@@ -23,7 +23,7 @@ fn beside(own: Estimate, reference: Estimate) -> Beside {
     match 100.0 * (own.mean - reference.mean) {
         above if above > MARGIN && low > 0.0 => Beside::Above,
         below if below < -MARGIN && high < 0.0 => Beside::Below,
-        small if small.abs() <= MARGIN => Beside::Alike,
+        _ if 100.0 * low >= -MARGIN && 100.0 * high <= MARGIN => Beside::Alike,
         _ => Beside::NotToBeTold,
     }
 }
@@ -63,12 +63,14 @@ fn forgetting(row: &Row<'_>) -> Option<String> {
                 "gives the forgotten samples their label in {ours}, less often than retraining ({theirs}), which gives them away as well"
             )
         }
-        Beside::Alike => {
-            let counted = row.count(FORGET.count).map_or_else(String::new, |count| format!(", as far as {count} samples tell"));
-            format!("gives the forgotten samples their label about as often as retraining ({ours} and {theirs}{counted})")
-        }
+        Beside::Alike => format!("gives the forgotten samples their label as often as retraining ({ours} and {theirs})"),
         Beside::NotToBeTold => {
-            format!("gives the forgotten samples their label in {ours}, retraining in {theirs}, a difference that may be chance")
+            let (low, high) = interval_of_difference(own, reference);
+            format!(
+                "gives the forgotten samples their label in {ours}, retraining in {theirs}: a difference between {:.0} and {:.0} points, which may be none",
+                100.0 * low,
+                100.0 * high
+            )
         }
     })
 }
@@ -102,7 +104,7 @@ fn attack(row: &Row<'_>) -> Option<String> {
     let noise = std::f64::consts::SQRT_2 * attack_noise(pairs);
     let difference = own.mean - reference.mean;
     let (ours, theirs) = (percent(own), percent(reference));
-    Some(if 100.0 * difference.abs() <= MARGIN || difference.abs() <= noise {
+    Some(if difference.abs() <= noise {
         format!(
             "The attack on {pairs} pairs cannot tell it from retraining ({ours} and {theirs}; up to {:.0} points may be chance)",
             100.0 * noise
@@ -193,17 +195,20 @@ mod tests {
             let first = cases.remove(0);
             of(first, cases)
         };
-        assert!(text([0.60, 0.75, 0.90]).contains("label in 75 %, retraining in 57 %, a difference that may be chance"));
+        assert!(
+            text([0.60, 0.75, 0.90])
+                .contains("label in 75 %, retraining in 57 %: a difference between -19 and 55 points, which may be none")
+        );
         assert!(text([0.70, 0.75, 0.80]).contains("still gives the forgotten samples their label in 75 %, retraining in 57 %"));
     }
 
     #[test]
     fn a_method_like_retraining_is_said_to_be_like_it() {
         let text = of(Case("modular", 1, &[], [1.0, 0.01, 0.9, 0.52]), [retrain(1), NULL]);
-        assert!(text.contains("about as often as retraining (1 % and 0 %, as far as 60 samples tell)"), "{text}");
+        assert!(text.contains("in 1 %, retraining in 0 %: a difference between"), "{text}");
         assert!(text.contains("0.8 points away from retraining, a second retraining 0.5"), "{text}");
         assert!(
-            text.contains("The attack on 60 pairs cannot tell it from retraining (52 % and 50 %; up to 13 points may be chance)"),
+            text.contains("The attack on 60 pairs cannot tell it from retraining (52 % and 50 %; up to 17 points may be chance)"),
             "{text}"
         );
         let text = of(Case("modular", 1, &[], [1.0, 0.0, 0.9, 0.51]), [retrain(1), NULL]);

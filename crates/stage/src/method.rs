@@ -99,8 +99,6 @@ pub trait Method {
     const INPUTS: &'static [Input];
     /// The named outputs.
     const OUTPUTS: &'static [Output];
-    /// Whether parameters can name outside files.
-    const READS_FILES: bool = false;
     /// Whether it needs the runner's timings.
     const TIMINGS: bool = false;
 
@@ -155,7 +153,6 @@ pub struct Entry {
     pub(crate) pinned: bool,
     pub(crate) inputs: &'static [Input],
     pub(crate) outputs: &'static [Output],
-    pub(crate) reads_files: bool,
     pub(crate) timings: bool,
     pub(crate) schema: fn() -> Value,
     pub(crate) check: fn(Value) -> anyhow::Result<Answer>,
@@ -188,7 +185,6 @@ pub fn entry<M: Method>() -> Entry {
         pinned: M::PINNED,
         inputs: M::INPUTS,
         outputs: M::OUTPUTS,
-        reads_files: M::READS_FILES,
         timings: M::TIMINGS,
         schema: || schemars::schema_for!(M::Parameters).to_value(),
         check: |value| {
@@ -241,7 +237,7 @@ impl Entry {
     pub(crate) fn describe(&self) -> Value {
         json!({
             "name": self.name, "version": self.version, "summary": self.summary, "uses_seed": self.uses_seed, "pinned": self.pinned,
-            "reads_files": self.reads_files, "timings": self.timings, "parameters": (self.schema)(),
+            "timings": self.timings, "parameters": (self.schema)(),
             "inputs": self.inputs, "outputs": self.outputs,
         })
     }

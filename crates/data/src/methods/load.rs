@@ -149,7 +149,6 @@ impl<R: Readers> Method for Load<R> {
     const PINNED: bool = true;
     const INPUTS: &'static [Input] = &[];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Dataset>("train"), Output::artifact::<Dataset>("test")];
-    const READS_FILES: bool = true;
 
     type Parameters = Parameters;
     type Checked = Checked;

@@ -79,7 +79,6 @@ impl<R: Readers> Method for MakeRequest<R> {
     const INPUTS: &'static [Input] =
         &[Input::one::<Dataset>("dataset"), Input::optional::<Holdout>("holdout"), Input::optional::<Request>("previous")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Request>("request")];
-    const READS_FILES: bool = true;
 
     type Parameters = Parameters;
     type Checked = Checked;

@@ -115,7 +115,6 @@ impl Method for Import {
     const USES_SEED: bool = false;
     const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Model>("model")];
-    const READS_FILES: bool = true;
 
     type Parameters = Parameters;
     type Checked = Checked;
