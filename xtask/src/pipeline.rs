@@ -549,7 +549,6 @@ mod tests {
         refused("  a: { uses: train/fit, in: { \"m=x\": b } }\n", "name of this input");
         refused("  a: { uses: train/fit, matrix: { \"k}\": [1] } }\n", "name of this matrix key");
         refused("  a: { uses: train/fit, label: \"a/b\" }\n", "name of this label");
-        refused(&outside("{ record: file/json }"), "`record` cannot be the name of this output");
         refused(&outside("{ \"../../x\": file/txt }"), "name of this output");
         refused(&outside("{ /etc/x: file/txt }"), "name of this output");
         refused(&outside("{ x: file/ }"), "1 to 16 letters and digits");
