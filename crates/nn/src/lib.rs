@@ -5,6 +5,8 @@
 //! size does not depend on the threads, and partial sums are added in a fixed order.
 
 pub mod architecture;
+pub mod augment;
+pub mod average;
 pub mod evaluate;
 pub mod matrix;
 pub mod model;
@@ -12,6 +14,7 @@ pub mod network;
 pub mod ops;
 pub mod optimiser;
 mod parallel;
+pub mod recipe;
 pub mod rng;
 pub mod samples;
 pub mod train;

@@ -1,8 +1,7 @@
-//! How the user names a network and its training, for `fit` and `import` alike.
+//! How the user names a network, for `fit` and `import` alike.
 
 use dcu_artifact::Dataset;
 use dcu_nn::architecture::MOST_PARAMETERS;
-use dcu_nn::train::{OptimiserName, Recipe, Schedule};
 use dcu_nn::{Architecture, Family};
 use dcu_stage::{Failure, Rejected};
 use schemars::JsonSchema;
@@ -71,27 +70,6 @@ pub(crate) fn check_sizes(sizes: Sizes<'_>) -> Result<(), Rejected> {
         "dropout",
         "`dropout` must be at least 0 and below 1",
     )
-}
-
-/// Refuses a recipe that cannot work.
-///
-/// # Errors
-/// Names the parameter.
-pub(crate) fn check_recipe(recipe: &Recipe) -> Result<(), Rejected> {
-    recipe.check().map_err(|(name, message)| Rejected::parameter(name, message))
-}
-
-/// The paper's recipe: 30 epochs of Adam at 1e-3 with batches of 256.
-pub(crate) fn recipe_of_paper() -> Recipe {
-    Recipe {
-        epochs: 30,
-        batch: 256,
-        lr: 1e-3,
-        optimiser: OptimiserName::Adam,
-        momentum: 0.9,
-        weight_decay: 0.0,
-        schedule: Schedule::Constant,
-    }
 }
 
 #[cfg(test)]
