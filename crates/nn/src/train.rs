@@ -3,15 +3,15 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use dcu_artifact::Tensor as Stored;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::architecture::Part;
 use crate::evaluate;
-use crate::network::{self, Mode, Modes, Network};
+use crate::gradients::Gradients;
+use crate::network::{self, Mode, Modes, Network, Trainable};
 use crate::ops::{self, Statistics};
 use crate::optimiser::{Optimiser, Rule};
 use crate::rng::Streams;
@@ -98,8 +98,8 @@ impl Recipe {
 /// What one epoch does.
 #[derive(Clone, Copy)]
 pub struct Phase<'a> {
-    /// The parts whose parameters move.
-    pub trainable: &'a [Part],
+    /// The parameters that move.
+    pub trainable: &'a Trainable,
     /// The mode of each part.
     pub modes: Modes,
     /// Samples in a batch.
@@ -127,7 +127,8 @@ impl<'a> Prepared<'a> {
 
     /// The same, where the outputs are `most` values at most.
     fn within(most: usize, network: &Network, samples: &'a Samples, phase: Phase<'_>) -> Result<Self> {
-        let is_fixed = |part: &Part| !phase.trainable.contains(part) && network.is_fixed(*part, phase.modes[*part as usize]);
+        let is_trained = |part: &Part| Trainable::parts(network.graph(), &[*part]).iter().any(|name| phase.trainable.contains(name));
+        let is_fixed = |part: &Part| !is_trained(part) && network.is_fixed(*part, phase.modes[*part as usize]);
         let fixed = Part::ALL.iter().take_while(|part| is_fixed(part)).count();
         let (before, parts) = Part::ALL.split_at(fixed);
         if fixed == 0 || samples.is_empty() || output_size(network, samples, before)? > most {
@@ -182,7 +183,7 @@ pub fn epoch(
     for (step, rows) in batches.iter().enumerate() {
         let loss = prepared.loss(network, rows, phase, epoch * batches.len() as u64 + step as u64)?;
         total += finite(&loss, phase, epoch, step, rate)? * rows.len() as f64;
-        optimiser.step(&network.parameters(phase.trainable), &network.backward(&loss)?, rate)?;
+        optimiser.step(&network.parameters(phase.trainable), &network.backward(&loss, phase.trainable)?, rate)?;
     }
     Ok(total / prepared.samples.len() as f64)
 }
@@ -201,19 +202,23 @@ pub fn accumulated_step(
     rate: f64,
 ) -> Result<f64> {
     let batches = prepared.batches(phase, pass)?;
-    let (mut total, mut gradients) = (0.0, GradStore::default());
+    let (mut total, mut sum) = (0.0, None::<Gradients>);
     for (step, rows) in batches.iter().enumerate() {
         let loss = prepared.loss(network, rows, phase, pass * batches.len() as u64 + step as u64)?;
         total += finite(&loss, phase, pass, step, rate)?;
         // A batch at a time: its graph holds all that the layers gave.
-        gradients.extend(network.backward(&(loss / batches.len() as f64)?)?)?;
+        let gradients = network.backward(&(loss / batches.len() as f64)?, phase.trainable)?;
+        sum = Some(match sum {
+            Some(sum) => sum.plus(1.0, &gradients)?,
+            None => gradients,
+        });
     }
-    optimiser.step(&network.parameters(phase.trainable), &gradients, rate)?;
+    optimiser.step(&network.parameters(phase.trainable), &sum.unwrap_or_default(), rate)?;
     Ok(total / batches.len() as f64)
 }
 
 fn finite(loss: &Tensor, phase: Phase<'_>, epoch: u64, step: usize, rate: f64) -> Result<f64> {
-    let value = f64::from(loss.to_scalar::<f32>()?);
+    let value = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
     if !value.is_finite() {
         bail!(
             "the training diverged (`{}`): in epoch {}, step {} the loss is {value}, at the learning rate {rate:?}; give a lower `lr`",
@@ -232,13 +237,13 @@ fn finite(loss: &Tensor, phase: Phase<'_>, epoch: u64, step: usize, rate: f64) -
 /// When there are no samples, or these do not fit the network.
 pub fn recompute_running_averages(network: &mut Network, samples: &Samples, part: Part) -> Result<()> {
     let before: Vec<Part> = Part::ALL.into_iter().filter(|other| *other < part).collect();
-    for name in network.batch_norms(part) {
+    for step in network.batch_norms(part) {
         let mut parts = Vec::new();
         evaluate::for_each_batch(network, samples, |input, _| {
-            parts.push(network.statistics(&network.evaluate(&input, &before)?, part, &name)?);
+            parts.push(network.statistics(&network.evaluate(&input, &before)?, step)?);
             Ok(())
         })?;
-        network.set_averages(&name, &Statistics::joined(&parts));
+        network.set_averages(step, &Statistics::joined(&parts));
     }
     Ok(())
 }
@@ -260,7 +265,7 @@ pub fn snapshot(network: &Network, optimiser: &Optimiser) -> Result<BTreeMap<Str
 pub fn resume(network: &Network, rule: Rule, tensors: BTreeMap<String, Stored>) -> Result<(Network, Optimiser)> {
     let (state, weights): (BTreeMap<_, _>, BTreeMap<_, _>) = tensors.into_iter().partition(|(name, _)| name.contains('@'));
     let (network, optimiser) = (Network::from_tensors(network.architecture(), &weights)?, Optimiser::from_tensors(rule, &state)?);
-    let parameters = network.parameters(&Part::ALL);
+    let parameters = network.parameters(&Trainable::all(network.graph()));
     for (name, length) in optimiser.lengths() {
         match parameters.get(name) {
             Some(parameter) if parameter.elem_count() == length => {}
@@ -319,8 +324,9 @@ impl Fit {
         if self.done == self.recipe.epochs {
             return Ok(None);
         }
+        let trainable = Trainable::all(self.network.graph());
         let phase = Phase {
-            trainable: &Part::ALL,
+            trainable: &trainable,
             modes: network::all(Mode::TRAIN),
             batch: self.recipe.batch,
             streams: &self.streams,
@@ -351,13 +357,14 @@ mod tests {
     #[test]
     fn outputs_that_are_kept_and_computed_anew_train_to_the_same_bytes() {
         let streams = Streams::new(1, "test");
-        let architecture = Architecture { widths: vec![8, 9], hidden: 10, ..Architecture::of_paper(Family::Cnn, [3, 8, 8], 3) };
+        let architecture = Architecture { widths: vec![8, 9], hidden: 10, ..Architecture::of_family(Family::Cnn, [3, 8, 8], 3) };
         let mut stream = streams.stream("images");
         let images = (0..20 * 192).map(|_| stream.normal()).collect();
         let samples = Samples::of_values(Array::new(vec![20, 3, 8, 8], images), (0..20).map(|row| row % 3).collect()).unwrap();
         let train = |part: Part, most: usize| {
             let mut network = Network::initialised(&architecture, &streams).unwrap();
-            let phase = Phase { trainable: &[part], modes: network::only(part, Mode::TRAIN), batch: 8, streams: &streams, purpose: "test" };
+            let trainable = Trainable::parts(network.graph(), &[part]);
+            let phase = Phase { trainable: &trainable, modes: network::only(part, Mode::TRAIN), batch: 8, streams: &streams, purpose: "test" };
             let prepared = Prepared::within(most, &network, &samples, phase).unwrap();
             let mut optimiser = Optimiser::new(Rule::Adam { weight_decay: 0.0 });
             epoch(&mut network, &prepared, phase, 0, &mut optimiser, 1e-3).unwrap();

@@ -1,49 +1,42 @@
 //! How the user names a network and its training, for `fit` and `import` alike.
 
-use dcu_artifact::Dataset;
 use dcu_nn::architecture::MOST_PARAMETERS;
 use dcu_nn::train::{OptimiserName, Recipe, Schedule};
-use dcu_nn::{Architecture, Family};
+use dcu_nn::{Architecture, Family, Stem};
 use dcu_stage::{Failure, Rejected};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
-/// A network of the zoo.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Name {
-    /// Fully connected: 512, 128.
-    Mlp,
-    /// Four blocks of convolution: 32, 64, 128, 256; then 1024.
-    Cnn,
-}
-
-/// Sizes that differ from the paper's.
-#[derive(Debug, Clone, Copy)]
+/// Sizes that differ from the published ones.
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Sizes<'a> {
     pub(crate) widths: Option<&'a [usize]>,
     pub(crate) hidden: Option<usize>,
     pub(crate) dropout: Option<f64>,
+    pub(crate) stem: Option<Stem>,
+    pub(crate) depth: Option<usize>,
+    pub(crate) heads: Option<usize>,
+    pub(crate) patch: Option<usize>,
+    pub(crate) cut: Option<&'a [String; 2]>,
 }
 
-/// The network of the given name for the images and classes of a dataset.
+/// The network of the given family for images and classes of the given shape.
 ///
 /// # Errors
 /// When there is no such network.
-pub(crate) fn architecture(name: Name, sizes: Sizes<'_>, dataset: &Dataset) -> anyhow::Result<Architecture> {
-    let family = match name {
-        Name::Mlp => Family::Mlp,
-        Name::Cnn => Family::Cnn,
-    };
-    let paper = Architecture::of_paper(family, dataset.image_shape(), dataset.classes());
+pub(crate) fn architecture(family: Family, sizes: Sizes<'_>, input: [usize; 3], classes: usize) -> anyhow::Result<Architecture> {
+    let published = Architecture::of_family(family, input, classes);
     let architecture = Architecture {
-        widths: sizes.widths.map_or(paper.widths, <[usize]>::to_vec),
-        hidden: sizes.hidden.unwrap_or(paper.hidden),
-        dropout: sizes.dropout.unwrap_or(paper.dropout),
-        ..paper
+        widths: sizes.widths.map_or(published.widths, <[usize]>::to_vec),
+        hidden: sizes.hidden.unwrap_or(published.hidden),
+        dropout: sizes.dropout.unwrap_or(published.dropout),
+        stem: sizes.stem.or(published.stem),
+        depth: sizes.depth.or(published.depth),
+        heads: sizes.heads.or(published.heads),
+        patch: sizes.patch.or(published.patch),
+        cut: sizes.cut.cloned(),
+        ..published
     };
-    let remedy = "change `model`, `widths`, `hidden` or `dropout`, or the size of the images in `data`";
-    architecture.layers().map_err(|reason| Failure::new(format!("there is no such network: {reason}"), remedy))?;
+    let remedy = "change `model` or its sizes (`widths`, `hidden`, ...), or the size of the images in `data`";
+    architecture.graph().map_err(|reason| Failure::new(format!("there is no such network: {reason}"), remedy))?;
     Ok(architecture)
 }
 
@@ -53,11 +46,7 @@ pub(crate) fn architecture(name: Name, sizes: Sizes<'_>, dataset: &Dataset) -> a
 /// Names the parameter.
 pub(crate) fn check_sizes(sizes: Sizes<'_>) -> Result<(), Rejected> {
     if let Some(widths) = sizes.widths {
-        Rejected::unless(
-            widths.len() >= 2 && !widths.contains(&0),
-            "widths",
-            "`widths` needs two positive numbers at least, to cut the network in three",
-        )?;
+        Rejected::unless(!widths.is_empty() && !widths.contains(&0), "widths", "`widths` are positive numbers")?;
         let is_possible = |pair: &[usize]| pair[0].checked_mul(pair[1]).is_some_and(|weights| weights <= MOST_PARAMETERS);
         Rejected::unless(
             widths.windows(2).all(is_possible),
@@ -100,7 +89,7 @@ mod tests {
 
     #[test]
     fn widths_that_no_memory_holds_are_refused_before_any_data_is_read() {
-        let check = |widths: &[usize]| check_sizes(Sizes { widths: Some(widths), hidden: None, dropout: None });
+        let check = |widths: &[usize]| check_sizes(Sizes { widths: Some(widths), ..Sizes::default() });
         assert!(check(&[512, 128]).is_ok());
         for widths in [&[1_000_000, 1_000_000][..], &[8, usize::MAX, usize::MAX]] {
             let rejected = check(widths).unwrap_err();

@@ -3,13 +3,13 @@
 use dcu_artifact::{Dataset, Model};
 use dcu_nn::rng::Streams;
 use dcu_nn::train::{self, OptimiserName, Recipe, Schedule};
-use dcu_nn::{Network, Samples, model};
+use dcu_nn::{Family, Network, Samples, model};
 use dcu_stage::{Context, Input, Method, Output, Rejected, Snapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::network::{Name, Sizes, architecture, check_recipe, check_sizes, recipe_of_paper};
+use crate::network::{Sizes, architecture, check_recipe, check_sizes, recipe_of_paper};
 
 pub(crate) struct Fit;
 
@@ -17,7 +17,7 @@ pub(crate) struct Fit;
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Parameters {
     /// The network.
-    model: Name,
+    model: Family,
     /// Outputs of the hidden layers of an MLP, channels of the blocks of a CNN; by default the paper's.
     widths: Option<Vec<usize>>,
     /// Outputs of the hidden fully connected layer of a CNN; by default the paper's.
@@ -43,7 +43,7 @@ pub(crate) struct Parameters {
 impl Default for Parameters {
     fn default() -> Self {
         let Recipe { epochs, batch, lr, optimiser, momentum, weight_decay, schedule } = recipe_of_paper();
-        Self { model: Name::Cnn, widths: None, hidden: None, dropout: None, epochs, batch, lr, optimiser, momentum, weight_decay, schedule }
+        Self { model: Family::Cnn, widths: None, hidden: None, dropout: None, epochs, batch, lr, optimiser, momentum, weight_decay, schedule }
     }
 }
 
@@ -54,7 +54,7 @@ impl Parameters {
     }
 
     fn sizes(&self) -> Sizes<'_> {
-        Sizes { widths: self.widths.as_deref(), hidden: self.hidden, dropout: self.dropout }
+        Sizes { widths: self.widths.as_deref(), hidden: self.hidden, dropout: self.dropout, ..Sizes::default() }
     }
 }
 
@@ -77,7 +77,7 @@ impl Method for Fit {
 
     fn run(parameters: &Parameters, context: &mut Context) -> anyhow::Result<()> {
         let dataset: Dataset = context.read("dataset")?;
-        let architecture = architecture(parameters.model, parameters.sizes(), &dataset)?;
+        let architecture = architecture(parameters.model, parameters.sizes(), dataset.image_shape(), dataset.classes())?;
         let streams = Streams::new(context.seed(), "train/fit");
         let recipe = parameters.recipe();
         let samples = Samples::of_whole_dataset(&dataset);

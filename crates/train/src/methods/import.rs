@@ -27,14 +27,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use dcu_artifact::{Array, Dataset, Model, Tensor, digest_file};
 use dcu_nn::train::{OptimiserName, Recipe, Schedule};
-use dcu_nn::{Network, model};
+use dcu_nn::{Family, Network, model};
 use dcu_stage::{Context, External, Failure, Input, Method, Output, Rejected};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::network::{Name, Sizes, architecture, check_recipe, check_sizes, recipe_of_paper};
+use crate::network::{Sizes, architecture, check_recipe, check_sizes, recipe_of_paper};
 
 pub(crate) struct Import;
 
@@ -48,7 +48,7 @@ pub(crate) struct Parameters {
     /// `cnn` has for its blocks the convolutions `features.0`, `features.4`, `features.8`, ... with `.weight` and `.bias` and the batch
     /// normalisations `features.1`, `features.5`, `features.9`, ... with `.weight`, `.bias`, `.running_mean`, `.running_var`; then `classifier.0`
     /// and `classifier.3` with `.weight` and `.bias`. `num_batches_tracked` may be left out.
-    model: Name,
+    model: Family,
     /// Outputs of the hidden layers of an MLP, channels of the blocks of a CNN; by default the paper's.
     widths: Option<Vec<usize>>,
     /// Outputs of the hidden fully connected layer of a CNN; by default the paper's.
@@ -76,7 +76,7 @@ impl Default for Parameters {
         let Recipe { epochs, batch, lr, optimiser, momentum, weight_decay, schedule } = recipe_of_paper();
         Self {
             path: None,
-            model: Name::Cnn,
+            model: Family::Cnn,
             widths: None,
             hidden: None,
             dropout: None,
@@ -95,7 +95,7 @@ impl Default for Parameters {
 pub(crate) struct Checked {
     #[serde(skip)]
     path: PathBuf,
-    model: Name,
+    model: Family,
     widths: Option<Vec<usize>>,
     hidden: Option<usize>,
     dropout: Option<f64>,
@@ -104,7 +104,7 @@ pub(crate) struct Checked {
 
 impl Checked {
     fn sizes(&self) -> Sizes<'_> {
-        Sizes { widths: self.widths.as_deref(), hidden: self.hidden, dropout: self.dropout }
+        Sizes { widths: self.widths.as_deref(), hidden: self.hidden, dropout: self.dropout, ..Sizes::default() }
     }
 }
 
@@ -136,7 +136,7 @@ impl Method for Import {
 
     fn run(parameters: &Checked, context: &mut Context) -> anyhow::Result<()> {
         let dataset: Dataset = context.read("dataset")?;
-        let architecture = architecture(parameters.model, parameters.sizes(), &dataset)?;
+        let architecture = architecture(parameters.model, parameters.sizes(), dataset.image_shape(), dataset.classes())?;
         let (tensors, converted) = read_state_dict(&parameters.path)?;
         model::check_tensors(&architecture, &tensors).map_err(|reason| {
             let message = format!("`{}` does not fit the network:\n  {reason}", parameters.path.display());
