@@ -17,6 +17,7 @@ pub mod optimiser;
 mod parallel;
 pub mod rng;
 pub mod samples;
+mod special;
 pub mod train;
 mod vector;
 mod zoo;
