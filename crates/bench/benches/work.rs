@@ -9,11 +9,11 @@ use dcu_artifact::{Array, Normalisation};
 use dcu_attack::logistic;
 use dcu_condense::{kmeans, matching::Matching};
 use dcu_data::images::{Cell, Shape as ImageShape, decode};
+use dcu_nn::graph::Step;
 use dcu_nn::matrix::{Matrix, product};
 use dcu_nn::ops::{self, Convolution};
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
-use dcu_nn::graph::Step;
 use dcu_nn::{Architecture, Device, Family, Mode, Network, Part, Samples, Tensor, Trainable, Var, evaluate, network};
 use rayon::prelude::*;
 
@@ -235,7 +235,8 @@ fn convolutions(criterion: &mut Criterion) {
             let arguments: Vec<_> = shapes.iter().map(|shape| (shape.arguments(), shape.stride)).collect();
             move || {
                 for ([input, weight, bias], stride) in &arguments {
-                    let output = ops::conv2d(input, weight, bias, Convolution { stride: *stride, padding: 1 }).expect("forward");
+                    let output = ops::conv2d(input, weight.as_tensor(), bias.as_tensor(), Convolution { stride: *stride, padding: 1 })
+                        .expect("forward");
                     black_box(output.sum_all().and_then(|sum| sum.backward()).expect("backward"));
                 }
             }

@@ -339,7 +339,8 @@ mod tests {
             (["layer", "fc"], "no step or module `layer`"),
         ] {
             let error = cut(Family::Resnet18, names).unwrap_err();
-            assert!(error.contains(reason) && error.contains("`layer3.0.conv1`"), "{error}");
+            assert!(error.contains(reason), "{error}");
+            assert!(error.contains("does not come after") || error.contains("`layer3.0.conv1`"), "{error}");
         }
         // Between convolution and normalisation too.
         assert!(cut(Family::Cnn, ["features.1", "features.14"]).is_ok());
@@ -351,7 +352,8 @@ mod tests {
     fn every_step_has_the_operations_of_its_definition() {
         let graph = of(Family::Cnn).graph().unwrap();
         let total: u64 = graph.steps().iter().map(crate::graph::Step::operations).sum();
-        let blocks = [(3, 32, 32), (32, 64, 16), (64, 128, 8), (128, 256, 4)].map(|(inputs, outputs, side)| 18 * inputs * outputs * side * side);
+        let blocks =
+            [(3, 32, 32), (32, 64, 16), (64, 128, 8), (128, 256, 4)].map(|(inputs, outputs, side)| 18 * inputs * outputs * side * side);
         assert_eq!(total, blocks.iter().sum::<u64>() + 2 * 1024 * 1024 + 2 * 1024 * 10);
         let graph = of(Family::VitTiny).graph().unwrap();
         let attention = graph.steps().iter().find(|step| matches!(step.operation, Operation::Attention { .. })).unwrap();

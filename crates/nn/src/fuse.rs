@@ -44,8 +44,7 @@ pub(crate) fn fuse(graph: &Graph) -> Vec<Piece> {
             let end = step + 1;
             end == graph.steps().len() || borders.contains(&end) || graph.uses(end) != 1 || graph.steps()[end].inputs != [end]
         });
-        let operations: Vec<Operation> =
-            graph.steps()[start..=longest.unwrap_or(start)].iter().map(|step| step.operation).collect();
+        let operations: Vec<Operation> = graph.steps()[start..=longest.unwrap_or(start)].iter().map(|step| step.operation).collect();
         let (kernel, count) = longest_kernel(&operations);
         pieces.push(Piece { kernel, steps: start..start + count });
         start += count;

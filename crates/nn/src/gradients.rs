@@ -96,7 +96,9 @@ impl Gradients {
 
     /// Both tensors of each parameter.
     fn pairs<'a>(&'a self, other: &'a Self) -> Result<impl Iterator<Item = (&'a str, &'a Tensor, &'a Tensor)>> {
-        if let Some(name) = self.0.keys().find(|name| !other.0.contains_key(*name)).or(other.0.keys().find(|name| !self.0.contains_key(*name))) {
+        if let Some(name) =
+            self.0.keys().find(|name| !other.0.contains_key(*name)).or(other.0.keys().find(|name| !self.0.contains_key(*name)))
+        {
             bail!("`{name}` is among one of the two sets of parameters only");
         }
         for ((name, left), right) in self.0.iter().zip(other.0.values()) {
@@ -131,13 +133,20 @@ mod tests {
         assert_eq!(values(&left.plus(1.0, &right).unwrap()), [vec![5.0, 1.0], vec![3.5]]);
         assert_eq!(values(&left.scaled(-1.0).unwrap()), [vec![-1.0, -2.0], vec![-3.0]]);
         assert_eq!(values(&left.masked(&of(&[("a", &[0.0, 1.0]), ("b", &[1.0])])).unwrap()), [vec![0.0, 2.0], vec![3.0]]);
-        assert_eq!(values(&left.map(|name, tensor| if name == "b" { tensor.sqr() } else { tensor.neg() }).unwrap()), [vec![-1.0, -2.0], vec![9.0]]);
+        assert_eq!(
+            values(&left.map(|name, tensor| if name == "b" { tensor.sqr() } else { tensor.neg() }).unwrap()),
+            [vec![-1.0, -2.0], vec![9.0]]
+        );
     }
 
     #[test]
     fn those_of_other_parameters_are_refused() {
         let left = of(&[("a", &[1.0]), ("b", &[2.0])]);
-        for (right, name) in [(of(&[("a", &[1.0])]), "`b`"), (of(&[("a", &[1.0]), ("b", &[2.0]), ("c", &[3.0])]), "`c`"), (of(&[("a", &[1.0]), ("b", &[2.0; 2])]), "`b`")] {
+        for (right, name) in [
+            (of(&[("a", &[1.0])]), "`b`"),
+            (of(&[("a", &[1.0]), ("b", &[2.0]), ("c", &[3.0])]), "`c`"),
+            (of(&[("a", &[1.0]), ("b", &[2.0; 2])]), "`b`"),
+        ] {
             for result in [left.dot(&right).map(drop), left.plus(1.0, &right).map(drop), left.masked(&right).map(drop)] {
                 assert!(result.unwrap_err().to_string().contains(name));
             }

@@ -184,7 +184,8 @@ pub(crate) enum Scheme {
 
 /// The table: the parameters and buffers of a step that takes `input`, in PyTorch's order.
 fn slots(name: &str, operation: Operation, input: &[usize], scheme: Scheme) -> Vec<Slot> {
-    let slot = |suffix: &str, shape: &[usize], initial, role| Slot { name: format!("{name}.{suffix}"), shape: shape.to_vec(), initial, role };
+    let slot =
+        |suffix: &str, shape: &[usize], initial, role| Slot { name: format!("{name}.{suffix}"), shape: shape.to_vec(), initial, role };
     let spread = |inputs: usize| Initial::Uniform(1.0 / (inputs as f32).sqrt());
     let (zero, one) = (Initial::Constant(0.0), Initial::Constant(1.0));
     let affine = |channels: usize| [slot("weight", &[channels], one, Role::Scale), slot("bias", &[channels], zero, Role::Shift)];
@@ -289,9 +290,8 @@ fn shape(operation: Operation, inputs: &[&[usize]]) -> Result<Vec<usize>, String
         Operation::BatchNorm | Operation::InstanceNorm => image.map(|image| image.to_vec()),
         Operation::MaxPool(pooling) | Operation::AveragePool(pooling) => pooled(pooling, image?),
         Operation::AdaptiveAveragePool { rows, columns } => image.map(|image| vec![image[0], rows, columns]),
-        Operation::BothSides => image.and_then(|&[channels, height, width]| {
-            Ok(vec![channels.checked_mul(2).ok_or("there are too many channels")?, height, width])
-        }),
+        Operation::BothSides => image
+            .and_then(|&[channels, height, width]| Ok(vec![channels.checked_mul(2).ok_or("there are too many channels")?, height, width])),
         Operation::Tokens => image.map(|&[channels, height, width]| vec![1 + height * width, channels]),
         Operation::Relu | Operation::Gelu | Operation::Sigmoid | Operation::Dropout(_) => Ok(input.to_vec()),
         Operation::LayerNorm { .. } if input.len() < 3 => Ok(input.to_vec()),
@@ -311,15 +311,17 @@ impl Step {
     /// Multiplications and additions for one sample, counted once forward, by the definition of the operation; those of a few a value are left out.
     #[must_use]
     pub fn operations(&self) -> u64 {
-        let size = self.shape.iter().product::<usize>() as u64;
-        let of_weight = |kept: Range<usize>| self.slots[0].shape[kept].iter().product::<usize>() as u64;
+        let product = |sizes: &[usize]| sizes.iter().fold(2_u64, |product, &size| product.saturating_mul(size as u64));
+        let of_weight = |kept: Range<usize>| [&self.shape, &self.slots[0].shape[kept]].concat();
         match self.operation {
             Operation::Convolution { .. } | Operation::Dictionary { .. } | Operation::Linear { .. } => {
-                2 * size * of_weight(1..self.slots[0].shape.len())
+                product(&of_weight(1..self.slots[0].shape.len()))
             }
-            // As the convolution that it is the adjoint of.
-            Operation::TransposedConvolution { stride, .. } => 2 * size * of_weight(0..1) * of_weight(2..4) / (stride * stride) as u64,
-            Operation::Attention { .. } => 4 * size * self.shape[0] as u64,
+            // As the convolution that it is the adjoint of: each input with each output of its kernel, of which the stride leaves a part.
+            Operation::TransposedConvolution { kernel, stride, .. } => {
+                product(&[&self.shape[..], &[self.slots[0].shape[0], kernel, kernel]].concat()) / (stride * stride) as u64
+            }
+            Operation::Attention { .. } => product(&[&self.shape[..], &[2, self.shape[0]]].concat()),
             _ => 0,
         }
     }
@@ -404,11 +406,11 @@ impl Graph {
         self.steps.iter().filter(|step| step.inputs.contains(&value)).count()
     }
 
-    /// The most values that a sample takes on both sides of a step.
+    /// The most values that a sample takes on both sides of a step that multiplies.
     pub(crate) fn widest(&self) -> usize {
-        let size = |value: &Value| self.shape(*value).iter().product::<usize>();
-        let of_step = |(index, step): (usize, &Step)| size(&(index + 1)).saturating_add(step.inputs.iter().map(size).sum());
-        self.steps.iter().enumerate().map(of_step).chain([size(&0)]).max().unwrap_or(0)
+        let size = |value: Value| self.shape(value).iter().product::<usize>();
+        let multiplying = self.steps.iter().enumerate().filter(|(_, step)| step.operations() > 0);
+        multiplying.map(|(index, step)| size(step.inputs[0]).saturating_add(size(index + 1))).chain([size(0)]).max().unwrap_or(0)
     }
 
     /// The last layer with a weight, which gives the logits.

@@ -12,7 +12,7 @@ use crate::architecture::{Architecture, Part};
 use crate::fuse::{Kernel, Piece, fuse};
 use crate::gradients::Gradients;
 use crate::graph::{Graph, Initial, Operation, Role, Slot, Step, Value};
-use crate::ops::{self, BATCH_NORM_EPSILON, Convolution, Deposit, FrozenBlock, Normalisation, Statistics, Weight, composed};
+use crate::ops::{self, BATCH_NORM_EPSILON, Convolution, Deposit, FrozenBlock, InstanceBlock, Normalisation, Statistics, Weight, composed};
 use crate::rng::{Stream, Streams};
 
 /// How much of the running averages a new batch replaces, as in PyTorch.
@@ -81,7 +81,8 @@ impl Trainable {
     /// Those that `wanted` says, of a part and for a purpose.
     #[must_use]
     pub fn which(graph: &Graph, wanted: impl Fn(Part, &Slot) -> bool) -> Self {
-        let steps = graph.steps().iter().enumerate().flat_map(|(index, step)| step.slots.iter().map(move |slot| (graph.part_of(index), slot)));
+        let steps =
+            graph.steps().iter().enumerate().flat_map(|(index, step)| step.slots.iter().map(move |slot| (graph.part_of(index), slot)));
         Self(steps.filter(|(part, slot)| slot.role.is_parameter() && wanted(*part, slot)).map(|(_, slot)| slot.name.clone()).collect())
     }
 
@@ -232,8 +233,7 @@ impl Network {
 
     fn build(architecture: &Architecture, place: Place, mut values: impl FnMut(&Slot) -> Result<Stored>) -> Result<Self> {
         let graph = architecture.graph().map_err(candle_core::Error::msg)?;
-        let (mut parameters, mut averages, mut fixed, mut deposits) =
-            (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (mut parameters, mut averages, mut fixed, mut deposits) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let tensor = |stored: Stored| {
             let tensor = match stored {
                 Stored::F32(array) => Tensor::from_vec(array.data, array.shape, &Device::Cpu)?,
@@ -464,8 +464,8 @@ impl Network {
         let mut blocks = Vec::new();
         for (index, piece) in pieces.iter().enumerate() {
             let steps = self.graph.steps();
-            let is_chained = index == 0
-                || steps[piece.steps.start].inputs == [piece.steps.start] && self.graph.uses(piece.steps.start) == 1;
+            let is_chained =
+                index == 0 || steps[piece.steps.start].inputs == [piece.steps.start] && self.graph.uses(piece.steps.start) == 1;
             match self.frozen_block(piece, pass).filter(|_| is_chained) {
                 Some(block) => blocks.push(block),
                 None => break,
@@ -565,7 +565,7 @@ impl Network {
             }
             (Kernel::InstanceBlock { pool }, _) => {
                 let [scale, shift] = [0, 1].map(|slot| self.parameter(step, slot, trainable));
-                run!(instance_block(&input, &scale, &shift, pool))
+                run!(instance_block(&input, [&scale, &shift], BATCH_NORM_EPSILON, InstanceBlock { rectify: true, pool }))
             }
             (Kernel::AddRelu, _) => run!(add_relu(&input, &argument(values, step.inputs[1])?)),
             (Kernel::Step, Operation::Convolution { stride, padding, .. }) => {
@@ -593,7 +593,8 @@ impl Network {
             }
             (Kernel::Step, Operation::InstanceNorm) => {
                 let [scale, shift] = [0, 1].map(|slot| self.parameter(step, slot, trainable));
-                run!(instance_norm(&input, &scale, &shift))
+                let block = InstanceBlock { rectify: false, pool: false };
+                run!(instance_block(&input, [&scale, &shift], BATCH_NORM_EPSILON, block))
             }
             (Kernel::Step, Operation::LayerNorm { epsilon }) => {
                 let [scale, shift] = [0, 1].map(|slot| self.parameter(step, slot, trainable));
@@ -621,7 +622,7 @@ impl Network {
                 run!(dropout(&input, probability, stream))
             }
             (Kernel::Step, Operation::Dropout(_)) => input,
-            (Kernel::Step, Operation::Add) => (input + argument(values, step.inputs[1])?)?,
+            (Kernel::Step, Operation::Add) => run!(add(&input, &argument(values, step.inputs[1])?)),
             (Kernel::Step, Operation::Tokens) => {
                 let (count, height, width, channels) = input.dims4()?;
                 let [class, position] = [0, 1].map(|slot| self.parameter(step, slot, trainable));

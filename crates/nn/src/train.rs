@@ -364,7 +364,8 @@ mod tests {
         let train = |part: Part, most: usize| {
             let mut network = Network::initialised(&architecture, &streams).unwrap();
             let trainable = Trainable::parts(network.graph(), &[part]);
-            let phase = Phase { trainable: &trainable, modes: network::only(part, Mode::TRAIN), batch: 8, streams: &streams, purpose: "test" };
+            let phase =
+                Phase { trainable: &trainable, modes: network::only(part, Mode::TRAIN), batch: 8, streams: &streams, purpose: "test" };
             let prepared = Prepared::within(most, &network, &samples, phase).unwrap();
             let mut optimiser = Optimiser::new(Rule::Adam { weight_decay: 0.0 });
             epoch(&mut network, &prepared, phase, 0, &mut optimiser, 1e-3).unwrap();

@@ -44,17 +44,18 @@ pub(super) fn build(architecture: &Architecture) -> Result<Builder, String> {
 fn residual(network: &mut Builder, name: &str, outputs: usize, stride: usize) -> Result<(), String> {
     let input = network.last();
     let is_same = stride == 1 && network.shape()[0] == outputs;
-    let beside = if is_same {
-        input
-    } else {
-        network.then(format!("{name}.downsample.0"), Operation::Convolution { outputs, kernel: 1, stride, padding: 0, bias: false })?;
-        network.then(format!("{name}.downsample.1"), Operation::BatchNorm)?
-    };
-    network.step(format!("{name}.conv1"), convolution(outputs, stride, false), vec![input])?;
+    network.then(format!("{name}.conv1"), convolution(outputs, stride, false))?;
     network.then(format!("{name}.bn1"), Operation::BatchNorm)?;
     network.then(format!("{name}.relu1"), Operation::Relu)?;
     network.then(format!("{name}.conv2"), convolution(outputs, 1, false))?;
     let result = network.then(format!("{name}.bn2"), Operation::BatchNorm)?;
+    let beside = if is_same {
+        input
+    } else {
+        let narrow = Operation::Convolution { outputs, kernel: 1, stride, padding: 0, bias: false };
+        network.step(format!("{name}.downsample.0"), narrow, vec![input])?;
+        network.then(format!("{name}.downsample.1"), Operation::BatchNorm)?
+    };
     network.step(format!("{name}.add"), Operation::Add, vec![result, beside])?;
     network.then(format!("{name}.relu2"), Operation::Relu)?;
     Ok(())

@@ -17,7 +17,9 @@ pub(super) fn build(architecture: &Architecture) -> Result<Builder, String> {
     let (depth, heads) = (architecture.depth.unwrap_or(0), architecture.heads.unwrap_or(0));
     let [_, height, columns] = architecture.input;
     if patch == 0 || !height.is_multiple_of(patch) || !columns.is_multiple_of(patch) {
-        return Err(format!("patches of {patch} x {patch} do not tile images of {height} x {columns}; change `patch`, or resize the images"));
+        return Err(format!(
+            "patches of {patch} x {patch} do not tile images of {height} x {columns}; change `patch`, or resize the images"
+        ));
     }
     if heads == 0 || !width.is_multiple_of(heads) {
         return Err(format!("{heads} heads do not divide a width of {width}; change `heads` or `widths`"));

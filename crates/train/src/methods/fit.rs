@@ -43,7 +43,19 @@ pub(crate) struct Parameters {
 impl Default for Parameters {
     fn default() -> Self {
         let Recipe { epochs, batch, lr, optimiser, momentum, weight_decay, schedule } = recipe_of_paper();
-        Self { model: Family::Cnn, widths: None, hidden: None, dropout: None, epochs, batch, lr, optimiser, momentum, weight_decay, schedule }
+        Self {
+            model: Family::Cnn,
+            widths: None,
+            hidden: None,
+            dropout: None,
+            epochs,
+            batch,
+            lr,
+            optimiser,
+            momentum,
+            weight_decay,
+            schedule,
+        }
     }
 }
 

@@ -227,8 +227,13 @@ impl Online<'_> {
         };
         self.progress.phase(purpose);
         let trainable = Trainable::parts(network.graph(), &[part]);
-        let phase =
-            Phase { trainable: &trainable, modes: self.parameters.modes(part), batch: self.parameters.batch, streams: self.streams, purpose };
+        let phase = Phase {
+            trainable: &trainable,
+            modes: self.parameters.modes(part),
+            batch: self.parameters.batch,
+            streams: self.streams,
+            purpose,
+        };
         let prepared = Prepared::new(network, self.reduced, phase)?;
         for epoch in first..first + epochs {
             train::epoch(network, &prepared, phase, epoch as u64, optimiser, rate)?;
