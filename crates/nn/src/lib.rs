@@ -5,6 +5,8 @@
 //! size does not depend on the threads, and partial sums are added in a fixed order.
 
 pub mod architecture;
+pub mod augment;
+pub mod average;
 pub mod evaluate;
 mod fuse;
 mod gradients;
@@ -15,6 +17,7 @@ pub mod network;
 pub mod ops;
 pub mod optimiser;
 mod parallel;
+pub mod recipe;
 pub mod rng;
 pub mod samples;
 mod special;

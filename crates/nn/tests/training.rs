@@ -7,7 +7,7 @@ use dcu_nn::network::{self, Mode};
 use dcu_nn::ops::{self, Block, Convolution, Deposit, Normalisation, Weight, composed};
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
-use dcu_nn::train::{self, Fit, OptimiserName, Phase, Prepared, Recipe, Schedule};
+use dcu_nn::train::{self, Fit, Phase, Prepared, Recipe, Schedule};
 use dcu_nn::{Architecture, Device, Family, Network, Part, Result, Samples, Tensor, Trainable, Var, evaluate};
 
 const ADAM: Rule = Rule::Adam { weight_decay: 0.0 };
@@ -260,12 +260,12 @@ fn recomputed_averages_are_the_statistics_of_the_whole_set() {
 }
 
 fn recipe(schedule: Schedule) -> Recipe {
-    Recipe { epochs: 4, batch: 8, lr: 0.01, optimiser: OptimiserName::Adam, momentum: 0.0, weight_decay: 0.0, schedule }
+    Recipe { epochs: 4, batch: 8, lr: 0.01, schedule, ..Recipe::default() }
 }
 
 #[test]
 fn the_rate_stays_or_falls_along_half_a_cosine() {
-    let rates = |schedule| (0..=4).map(|epoch| recipe(schedule).rate(epoch)).collect::<Vec<_>>();
+    let rates = |schedule| (0..=4).map(|epoch| recipe(schedule).rate(epoch, 3, 5)).collect::<Vec<_>>();
     assert_eq!(rates(Schedule::Constant), [0.01; 5]);
     // As torch.optim.lr_scheduler.CosineAnnealingLR with T_max = 4.
     let expected = [0.01, 0.008535533905932738, 0.005, 0.0014644660940672627, 0.0];

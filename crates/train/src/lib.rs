@@ -2,6 +2,7 @@
 
 mod methods;
 mod network;
+mod recipe;
 
 /// The registry: one line a method.
 #[must_use]

@@ -26,68 +26,34 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use dcu_artifact::{Array, Dataset, Model, Tensor, digest_file};
-use dcu_nn::train::{OptimiserName, Recipe, Schedule};
-use dcu_nn::{Family, Network, model};
+use dcu_nn::recipe::Recipe;
+use dcu_nn::{Network, model};
 use dcu_stage::{Context, External, Failure, Input, Method, Output, Rejected};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::network::{Sizes, architecture, check_recipe, check_sizes, recipe_of_paper};
+use crate::network::{Name, Sizes, architecture, check_sizes};
+use crate::recipe::with_recipe;
 
 pub(crate) struct Import;
 
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Parameters {
-    /// The state dict, written with `safetensors.torch.save_file(model.state_dict(), ...)`. Weights of 64 or 16 bits become 32-bit ones.
-    #[schemars(extend("x-location" = true))]
-    path: Option<PathBuf>,
-    /// The network. An `mlp` has `linear1`, `linear2`, ... with `.weight` and `.bias` each: one for each of `widths`, then one for the classes. A
-    /// `cnn` has for its blocks the convolutions `features.0`, `features.4`, `features.8`, ... with `.weight` and `.bias` and the batch
-    /// normalisations `features.1`, `features.5`, `features.9`, ... with `.weight`, `.bias`, `.running_mean`, `.running_var`; then `classifier.0`
-    /// and `classifier.3` with `.weight` and `.bias`. `num_batches_tracked` may be left out.
-    model: Family,
-    /// Outputs of the hidden layers of an MLP, channels of the blocks of a CNN; by default the paper's.
-    widths: Option<Vec<usize>>,
-    /// Outputs of the hidden fully connected layer of a CNN; by default the paper's.
-    hidden: Option<usize>,
-    /// The probability of dropout in the final part of a CNN; by default the paper's.
-    dropout: Option<f64>,
-    /// Passes over the training set that the weights were trained for; retraining does the same.
-    epochs: usize,
-    /// Samples in a batch of that training.
-    batch: usize,
-    /// The learning rate of its first epoch.
-    lr: f64,
-    /// Its update rule.
-    optimiser: OptimiserName,
-    /// How much of the last step its SGD kept.
-    momentum: f64,
-    /// Its weight decay.
-    weight_decay: f64,
-    /// How its learning rate changed over the epochs.
-    schedule: Schedule,
-}
-
-impl Default for Parameters {
-    fn default() -> Self {
-        let Recipe { epochs, batch, lr, optimiser, momentum, weight_decay, schedule } = recipe_of_paper();
-        Self {
-            path: None,
-            model: Family::Cnn,
-            widths: None,
-            hidden: None,
-            dropout: None,
-            epochs,
-            batch,
-            lr,
-            optimiser,
-            momentum,
-            weight_decay,
-            schedule,
-        }
+with_recipe! {
+    pub(crate) struct Parameters {
+        /// The state dict, written with `safetensors.torch.save_file(model.state_dict(), ...)`. Weights of 64 or 16 bits become 32-bit ones.
+        #[schemars(extend("x-location" = true))]
+        path: Option<PathBuf> = None,
+        /// The network. An `mlp` has `linear1`, `linear2`, ... with `.weight` and `.bias` each: one for each of `widths`, then one for the classes. A
+        /// `cnn` has for its blocks the convolutions `features.0`, `features.4`, `features.8`, ... with `.weight` and `.bias` and the batch
+        /// normalisations `features.1`, `features.5`, `features.9`, ... with `.weight`, `.bias`, `.running_mean`, `.running_var`; then `classifier.0`
+        /// and `classifier.3` with `.weight` and `.bias`. `num_batches_tracked` may be left out.
+        model: Name = Name::Cnn,
+        /// Outputs of the hidden layers of an MLP, channels of the blocks of a CNN; by default the paper's.
+        widths: Option<Vec<usize>> = None,
+        /// Outputs of the hidden fully connected layer of a CNN; by default the paper's.
+        hidden: Option<usize> = None,
+        /// The probability of dropout in the final part of a CNN; by default the paper's.
+        dropout: Option<f64> = None,
     }
 }
 
@@ -95,7 +61,7 @@ impl Default for Parameters {
 pub(crate) struct Checked {
     #[serde(skip)]
     path: PathBuf,
-    model: Family,
+    model: Name,
     widths: Option<Vec<usize>>,
     hidden: Option<usize>,
     dropout: Option<f64>,
@@ -104,7 +70,7 @@ pub(crate) struct Checked {
 
 impl Checked {
     fn sizes(&self) -> Sizes<'_> {
-        Sizes { widths: self.widths.as_deref(), hidden: self.hidden, dropout: self.dropout, ..Sizes::default() }
+        Sizes { widths: self.widths.as_deref(), hidden: self.hidden, dropout: self.dropout }
     }
 }
 
@@ -120,11 +86,9 @@ impl Method for Import {
     type Checked = Checked;
 
     fn check(parameters: Parameters) -> Result<Checked, Rejected> {
-        let Parameters { path, model, widths, hidden, dropout, epochs, batch, lr, optimiser, momentum, weight_decay, schedule } =
-            parameters;
+        let recipe = parameters.recipe()?;
+        let Parameters { path, model, widths, hidden, dropout, .. } = parameters;
         let path = path.ok_or_else(|| Rejected::parameter("path", "`path` must name a state dict in safetensors"))?;
-        let recipe = Recipe { epochs, batch, lr, optimiser, momentum, weight_decay, schedule };
-        check_recipe(&recipe)?;
         let checked = Checked { path, model, widths, hidden, dropout, recipe };
         check_sizes(checked.sizes())?;
         Ok(checked)
@@ -136,7 +100,7 @@ impl Method for Import {
 
     fn run(parameters: &Checked, context: &mut Context) -> anyhow::Result<()> {
         let dataset: Dataset = context.read("dataset")?;
-        let architecture = architecture(parameters.model, parameters.sizes(), dataset.image_shape(), dataset.classes())?;
+        let architecture = architecture(parameters.model, parameters.sizes(), &dataset)?;
         let (tensors, converted) = read_state_dict(&parameters.path)?;
         model::check_tensors(&architecture, &tensors).map_err(|reason| {
             let message = format!("`{}` does not fit the network:\n  {reason}", parameters.path.display());
