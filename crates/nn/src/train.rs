@@ -11,8 +11,9 @@ use crate::augment::Augmentation;
 use crate::average::{self, Average, Weighting};
 use crate::evaluate;
 use crate::gradients::Gradients;
+use crate::graph::Role;
 use crate::network::{self, Mode, Modes, Network, Trainable};
-use crate::ops::{self, Statistics};
+use crate::ops::{self, Statistics, Targets};
 use crate::optimiser::{Optimiser, Rule};
 use crate::recipe::{Decay, Keep, Watch};
 pub use crate::recipe::{OptimiserName, Recipe, Schedule};
@@ -87,7 +88,8 @@ impl<'a> Prepared<'a> {
         };
         let mut dropout = phase.streams.indexed(&format!("{} dropout", phase.purpose), place.step);
         let logits = network.forward(&input, &self.parts, phase.modes, phase.trainable, &mut dropout)?;
-        loss_of(&logits, &labels, treatment.smoothing)
+        let weighting = ops::Weighting { smoothing: treatment.smoothing, ..ops::Weighting::default() };
+        ops::weighted_cross_entropy(&logits, Targets::Labels(&labels), weighting)
     }
 }
 
@@ -105,16 +107,6 @@ struct Treatment<'a> {
     augmentation: Option<&'a Augmentation>,
     /// The share of a label that is spread evenly over all classes.
     smoothing: f64,
-}
-
-/// The mean cross-entropy of logits [N, classes] with labels of which the share `smoothing` is spread over all classes.
-fn loss_of(logits: &Tensor, labels: &[u32], smoothing: f64) -> Result<Tensor> {
-    let hard = ops::cross_entropy(logits, labels)?;
-    if smoothing == 0.0 {
-        return Ok(hard);
-    }
-    let even = (logits.log_sum_exp(1)?.mean_all()? - logits.mean_all()?)?;
-    (hard * (1.0 - smoothing))? + (even * smoothing)?
 }
 
 fn output_size(network: &Network, samples: &Samples, parts: &[Part]) -> Result<usize> {
@@ -481,10 +473,10 @@ fn as_in_recipe(optimiser: Optimiser, recipe: &Recipe, network: &Network) -> Opt
     }
 }
 
-/// The names of all parameters but the weights of convolutions and linear layers: those of one dimension.
+/// The names of all parameters but the weights of convolutions and linear layers.
 fn without_weights(network: &Network) -> BTreeSet<String> {
-    let parameters = network.parameters(&Part::ALL).into_iter();
-    parameters.filter(|(_, parameter)| parameter.dims().len() < 2).map(|(name, _)| name.to_owned()).collect()
+    let spared = Trainable::which(network.graph(), |_, slot| slot.role != Role::Weight);
+    spared.iter().map(str::to_owned).collect()
 }
 
 #[cfg(test)]

@@ -19,9 +19,9 @@ use serde_json::{Value, json};
 /// It has `network()` and `recipe()`, and the names, descriptions and defaults of a recipe's fields in its JSON schema. (`serde(flatten)` would cost the error messages
 /// their field, and does not go with `deny_unknown_fields`.)
 macro_rules! with_training {
-    ($(#[$attribute:meta])* pub(crate) struct $name:ident { $($(#[$own_attribute:meta])* $own:ident: $own_type:ty = $default:expr,)* }) => {
+    ($(#[$attribute:meta])* $visibility:vis struct $name:ident { $($(#[$own_attribute:meta])* $own:ident: $own_type:ty = $default:expr,)* }) => {
         $crate::recipe::with_training! {
-            @fields [$(#[$attribute])*] $name { $([$(#[$own_attribute])*] $own: $own_type = $default,)* }
+            @fields [$(#[$attribute])*] [$visibility] $name { $([$(#[$own_attribute])*] $own: $own_type = $default,)* }
             epochs: usize,
             batch: usize,
             lr: f64,
@@ -55,14 +55,14 @@ macro_rules! with_training {
         }
     };
     (
-        @fields [$(#[$attribute:meta])*] $name:ident { $([$(#[$own_attribute:meta])*] $own:ident: $own_type:ty = $default:expr,)* }
+        @fields [$(#[$attribute:meta])*] [$visibility:vis] $name:ident { $([$(#[$own_attribute:meta])*] $own:ident: $own_type:ty = $default:expr,)* }
         $($field:ident: $type:ty,)*
     ) => {
         $(#[$attribute])*
         #[derive(Debug, Clone, serde::Deserialize, schemars::JsonSchema)]
         #[serde(deny_unknown_fields, default)]
         #[schemars(transform = $crate::recipe::describe)]
-        pub(crate) struct $name {
+        $visibility struct $name {
             $($(#[$own_attribute])* $own: $own_type,)*
             /// The network.
             model: dcu_nn::Family,
@@ -201,6 +201,9 @@ mod tests {
         assert_eq!(parsed(given).recipe().unwrap(), expected);
         let rejected = parsed(json!({ "preset": "quick", "optimiser": "adamw", "warmup": 99 })).recipe().unwrap_err();
         assert_eq!(rejected.parameter.as_deref(), Some("warmup"));
+        let network = parsed(json!({ "model": "vit-tiny", "depth": 2 })).network().unwrap();
+        assert_eq!(network.architecture([3, 8, 8], 4).unwrap().depth, Some(2));
+        assert_eq!(parsed(json!({ "depth": 0 })).network().unwrap_err().parameter.as_deref(), Some("depth"));
         assert_eq!(parsed(json!({ "optimiser": "adamw" })).recipe().unwrap().optimiser, OptimiserName::Adamw);
         let unknown = serde_json::from_value::<Parameters>(json!({ "epoch": 3 })).unwrap_err().to_string();
         assert!(unknown.contains("unknown field `epoch`") && unknown.contains("`own`") && unknown.contains("`epochs`"), "{unknown}");
