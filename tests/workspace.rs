@@ -27,16 +27,17 @@ fn dependencies(metadata: &Value, name: &str) -> Vec<String> {
     normal.map(|dependency| dependency["name"].as_str().unwrap().to_owned()).collect()
 }
 
-const STAGES: [&str; 7] = ["dcu-data", "dcu-tables", "dcu-condense", "dcu-train", "dcu-unlearn", "dcu-attack", "dcu-report"];
+const STAGES: [&str; 8] =
+    ["dcu-data", "dcu-tables", "dcu-condense", "dcu-train", "dcu-pretrained", "dcu-unlearn", "dcu-attack", "dcu-report"];
 
 #[test]
 fn stages_know_nothing_of_one_another_and_the_runner_of_none() {
     let metadata = metadata();
-    for name in STAGES.into_iter().chain(["xtask", "dcu-stage", "dcu-nn", "dcu-artifact"]) {
+    for name in STAGES.into_iter().chain(["xtask", "dcu-hub", "dcu-stage", "dcu-nn", "dcu-artifact"]) {
         let mut found = dependencies(&metadata, name);
-        if name == "dcu-tables" {
-            // The second program of the data stages: the same methods, with readers that are heavy to compile.
-            found.retain(|dependency| dependency != "dcu-data");
+        // Second programs: the same methods, with what is heavy to compile.
+        for (second, first) in [("dcu-tables", "dcu-data"), ("dcu-pretrained", "dcu-train")] {
+            found.retain(|dependency| name != second || dependency != first);
         }
         assert!(!found.iter().any(|dependency| STAGES.contains(&dependency.as_str())), "{name} depends on a stage: {found:?}");
     }
@@ -51,8 +52,8 @@ fn heavy_dependencies_stay_where_they_are_needed() {
     let users = |heavy: &str| {
         members.iter().copied().filter(|member| dependencies(&metadata, member).iter().any(|name| name == heavy)).collect::<Vec<_>>()
     };
-    for heavy in ["hf-hub", "polars"] {
-        assert_eq!(users(heavy), ["dcu-tables"], "{heavy}: what quickstart builds needs neither");
+    for (heavy, expected) in [("hf-hub", &["dcu-hub", "dcu-tables"][..]), ("dcu-hub", &["dcu-pretrained"]), ("polars", &["dcu-tables"])] {
+        assert_eq!(users(heavy), expected, "{heavy}: what quickstart builds does not need it");
     }
 }
 

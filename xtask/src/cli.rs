@@ -12,7 +12,7 @@ use crate::session::Session;
 use crate::show::{self, GraphFormat};
 use crate::store::Care;
 use crate::table::Format;
-use crate::{bench, regress, run, times};
+use crate::{bench, export, regress, run, times};
 
 /// Runs pipelines of dataset-condensation-driven unlearning, keeps their results, and tells what has changed.
 #[derive(Debug, Parser)]
@@ -131,6 +131,23 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write a model as a plain state dict in safetensors, for PyTorch.
+    Export {
+        /// A model's artifact (`.safetensors`), or a pipeline file.
+        path: PathBuf,
+        /// With a pipeline file: the stage or instance that made the model, such as `base` or `base#42`.
+        stage: Option<String>,
+        /// The file to write.
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// Replace the file if it exists.
+        #[arg(long)]
+        force: bool,
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        settings: Vec<String>,
+        #[arg(long, value_name = "DIR")]
+        store: Option<PathBuf>,
+    },
     /// Show what is in an artifact, or where the results of a pipeline lie.
     Inspect {
         /// An artifact (`.safetensors`), or a pipeline file.
@@ -178,6 +195,17 @@ impl CommandLine {
             Command::Regress { target, update_tolerances: true, .. } => regress::update_tolerances(&target.open(Mode::Build)?),
             Command::Regress { target, .. } => regress::compare(&target.open(Mode::Look)?),
             Command::Bench { filter, python, json } => bench::bench(&filter, &python, json),
+            Command::Export { path, stage, output, force, settings, store } => {
+                let artifact = match stage {
+                    None if !show::is_pipeline(&path)? => path,
+                    Some(stage) => export::of_pipeline(&Target { pipeline: path, settings, store }.open(Mode::Look)?, &stage)?,
+                    None => anyhow::bail!(
+                        "a pipeline has many results\n  help: say which stage made the model: `cargo xtask export {} STAGE -o FILE`",
+                        path.display()
+                    ),
+                };
+                export::write(&artifact, &output, force)
+            }
             Command::Inspect { path, stage, settings, store, json } => {
                 if stage.is_none() && !show::is_pipeline(&path)? {
                     return show::artifact(&path, json);

@@ -9,6 +9,7 @@ mod bench;
 mod catalogue;
 mod cli;
 mod diagnostic;
+mod export;
 mod files;
 mod fingerprint;
 mod group;

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
-use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Storage, Tensor, Var, bail};
 use dcu_artifact::{Array, Tensor as Stored};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::gradients::Gradients;
 use crate::vector::vectorised;
 
 const CHUNK: usize = 1 << 14;
@@ -142,14 +142,11 @@ impl Optimiser {
     /// # Errors
     /// When a parameter has no gradient, the gradient or a restored moment has another shape or type than its parameter, or the gradients are to be
     /// clipped and their norm is not finite. No parameter has moved then.
-    pub fn step(&mut self, parameters: &BTreeMap<&str, &Var>, gradients: &GradStore, rate: f64) -> Result<()> {
+    pub fn step(&mut self, parameters: &BTreeMap<&str, &Var>, gradients: &Gradients, rate: f64) -> Result<()> {
         let mut steps = Vec::with_capacity(parameters.len());
         for (&name, &parameter) in parameters {
-            let Some(gradient) = gradients.get(parameter.as_tensor()) else {
-                bail!(
-                    "`{name}` is to be trained, but the loss gives it no gradient; take the gradients of a network's loss from \
-                     `Network::backward`, those of several networks' from `network::backward`, and train only what the loss depends on"
-                );
+            let Some(gradient) = gradients.get(name) else {
+                bail!("`{name}` is to be trained, but there is no gradient of it; take the gradients with all that is to be trained");
             };
             if gradient.dims() != parameter.dims() {
                 bail!("the gradient of `{name}` has the shape {:?}, the parameter {:?}", gradient.dims(), parameter.dims());

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::backprop::GradStore;
 use candle_core::{DType, Result, Tensor, bail};
 use dcu_artifact::{Array, Dataset, Holdout, Tensor as Stored};
 
@@ -11,8 +10,10 @@ use crate::architecture::Part;
 use crate::augment::Augmentation;
 use crate::average::{self, Average, Weighting};
 use crate::evaluate;
-use crate::network::{self, Mode, Modes, Network};
-use crate::ops::{self, Statistics};
+use crate::gradients::Gradients;
+use crate::graph::Role;
+use crate::network::{self, Mode, Modes, Network, Trainable};
+use crate::ops::{self, Statistics, Targets};
 use crate::optimiser::{Optimiser, Rule};
 use crate::recipe::{Decay, Keep, Watch};
 pub use crate::recipe::{OptimiserName, Recipe, Schedule};
@@ -25,8 +26,8 @@ const KEPT_VALUES: usize = 1 << 28;
 /// What one epoch does.
 #[derive(Clone, Copy)]
 pub struct Phase<'a> {
-    /// The parts whose parameters move.
-    pub trainable: &'a [Part],
+    /// The parameters that move.
+    pub trainable: &'a Trainable,
     /// The mode of each part.
     pub modes: Modes,
     /// Samples in a batch.
@@ -54,7 +55,8 @@ impl<'a> Prepared<'a> {
 
     /// The same, where the outputs are `most` values at most.
     fn within(most: usize, network: &Network, samples: &'a Samples, phase: Phase<'_>) -> Result<Self> {
-        let is_fixed = |part: &Part| !phase.trainable.contains(part) && network.is_fixed(*part, phase.modes[*part as usize]);
+        let is_trained = |part: &Part| Trainable::parts(network.graph(), &[*part]).iter().any(|name| phase.trainable.contains(name));
+        let is_fixed = |part: &Part| !is_trained(part) && network.is_fixed(*part, phase.modes[*part as usize]);
         let fixed = Part::ALL.iter().take_while(|part| is_fixed(part)).count();
         let (before, parts) = Part::ALL.split_at(fixed);
         if fixed == 0 || samples.is_empty() || output_size(network, samples, before)? > most {
@@ -86,7 +88,8 @@ impl<'a> Prepared<'a> {
         };
         let mut dropout = phase.streams.indexed(&format!("{} dropout", phase.purpose), place.step);
         let logits = network.forward(&input, &self.parts, phase.modes, phase.trainable, &mut dropout)?;
-        loss_of(&logits, &labels, treatment.smoothing)
+        let weighting = ops::Weighting { smoothing: treatment.smoothing, ..ops::Weighting::default() };
+        ops::weighted_cross_entropy(&logits, Targets::Labels(&labels), weighting)
     }
 }
 
@@ -104,16 +107,6 @@ struct Treatment<'a> {
     augmentation: Option<&'a Augmentation>,
     /// The share of a label that is spread evenly over all classes.
     smoothing: f64,
-}
-
-/// The mean cross-entropy of logits [N, classes] with labels of which the share `smoothing` is spread over all classes.
-fn loss_of(logits: &Tensor, labels: &[u32], smoothing: f64) -> Result<Tensor> {
-    let hard = ops::cross_entropy(logits, labels)?;
-    if smoothing == 0.0 {
-        return Ok(hard);
-    }
-    let even = (logits.log_sum_exp(1)?.mean_all()? - logits.mean_all()?)?;
-    (hard * (1.0 - smoothing))? + (even * smoothing)?
 }
 
 fn output_size(network: &Network, samples: &Samples, parts: &[Part]) -> Result<usize> {
@@ -154,7 +147,7 @@ fn pass(
         let (place, rate) = (Place { epoch, step: epoch * batches.len() as u64 + step as u64 }, rate(step, batches.len()));
         let loss = prepared.loss(network, rows, phase, place, treatment)?;
         total += finite(&loss, phase, epoch, step, rate)? * rows.len() as f64;
-        optimiser.step(&network.parameters(phase.trainable), &network.backward(&loss)?, rate)?;
+        optimiser.step(&network.parameters(phase.trainable), &network.backward(&loss, phase.trainable)?, rate)?;
         after_step(network)?;
     }
     Ok(total / prepared.samples.len() as f64)
@@ -174,15 +167,19 @@ pub fn accumulated_step(
     rate: f64,
 ) -> Result<f64> {
     let batches = prepared.batches(phase, pass)?;
-    let (mut total, mut gradients) = (0.0, GradStore::default());
+    let (mut total, mut sum) = (0.0, None::<Gradients>);
     for (step, rows) in batches.iter().enumerate() {
         let place = Place { epoch: pass, step: pass * batches.len() as u64 + step as u64 };
         let loss = prepared.loss(network, rows, phase, place, Treatment::default())?;
         total += finite(&loss, phase, pass, step, rate)?;
         // A batch at a time: its graph holds all that the layers gave.
-        gradients.extend(network.backward(&(loss / batches.len() as f64)?)?)?;
+        let gradients = network.backward(&(loss / batches.len() as f64)?, phase.trainable)?;
+        sum = Some(match sum {
+            Some(sum) => sum.plus(1.0, &gradients)?,
+            None => gradients,
+        });
     }
-    optimiser.step(&network.parameters(phase.trainable), &gradients, rate)?;
+    optimiser.step(&network.parameters(phase.trainable), &sum.unwrap_or_default(), rate)?;
     Ok(total / batches.len() as f64)
 }
 
@@ -206,13 +203,13 @@ fn finite(loss: &Tensor, phase: Phase<'_>, epoch: u64, step: usize, rate: f64) -
 /// When there are no samples, or these do not fit the network.
 pub fn recompute_running_averages(network: &mut Network, samples: &Samples, part: Part) -> Result<()> {
     let before: Vec<Part> = Part::ALL.into_iter().filter(|other| *other < part).collect();
-    for name in network.batch_norms(part) {
+    for step in network.batch_norms(part) {
         let mut parts = Vec::new();
         evaluate::for_each_batch(network, samples, |input, _| {
-            parts.push(network.statistics(&network.evaluate(&input, &before)?, part, &name)?);
+            parts.push(network.statistics(&network.evaluate(&input, &before)?, step)?);
             Ok(())
         })?;
-        network.set_averages(&name, &Statistics::joined(&parts));
+        network.set_averages(step, &Statistics::joined(&parts));
     }
     Ok(())
 }
@@ -234,7 +231,7 @@ pub fn snapshot(network: &Network, optimiser: &Optimiser) -> Result<BTreeMap<Str
 pub fn resume(network: &Network, rule: Rule, tensors: BTreeMap<String, Stored>) -> Result<(Network, Optimiser)> {
     let (state, weights): (BTreeMap<_, _>, BTreeMap<_, _>) = tensors.into_iter().partition(|(name, _)| name.contains('@'));
     let (network, optimiser) = (Network::from_tensors(network.architecture(), &weights)?, Optimiser::from_tensors(rule, &state)?);
-    let parameters = network.parameters(&Part::ALL);
+    let parameters = network.parameters(&Trainable::all(network.graph()));
     for (name, length) in optimiser.lengths() {
         match parameters.get(name) {
             Some(parameter) if parameter.elem_count() == length => {}
@@ -381,8 +378,9 @@ impl Fit {
         if self.recipe.needs_validation() && self.validation.is_none() {
             bail!("the recipe stops or chooses by validation samples (`patience`, `keep: best`), and none were given");
         }
+        let trainable = Trainable::all(self.network.graph());
         let phase = Phase {
-            trainable: &Part::ALL,
+            trainable: &trainable,
             modes: network::all(Mode::TRAIN),
             batch: self.recipe.batch,
             streams: &self.streams,
@@ -475,10 +473,10 @@ fn as_in_recipe(optimiser: Optimiser, recipe: &Recipe, network: &Network) -> Opt
     }
 }
 
-/// The names of all parameters but the weights of convolutions and linear layers: those of one dimension.
+/// The names of all parameters but the weights of convolutions and linear layers.
 fn without_weights(network: &Network) -> BTreeSet<String> {
-    let parameters = network.parameters(&Part::ALL).into_iter();
-    parameters.filter(|(_, parameter)| parameter.dims().len() < 2).map(|(name, _)| name.to_owned()).collect()
+    let spared = Trainable::which(network.graph(), |_, slot| slot.role != Role::Weight);
+    spared.iter().map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -492,13 +490,15 @@ mod tests {
     #[test]
     fn outputs_that_are_kept_and_computed_anew_train_to_the_same_bytes() {
         let streams = Streams::new(1, "test");
-        let architecture = Architecture { widths: vec![8, 9], hidden: 10, ..Architecture::of_paper(Family::Cnn, [3, 8, 8], 3) };
+        let architecture = Architecture { widths: vec![8, 9], hidden: 10, ..Architecture::of_family(Family::Cnn, [3, 8, 8], 3) };
         let mut stream = streams.stream("images");
         let images = (0..20 * 192).map(|_| stream.normal()).collect();
         let samples = Samples::of_values(Array::new(vec![20, 3, 8, 8], images), (0..20).map(|row| row % 3).collect()).unwrap();
         let train = |part: Part, most: usize| {
             let mut network = Network::initialised(&architecture, &streams).unwrap();
-            let phase = Phase { trainable: &[part], modes: network::only(part, Mode::TRAIN), batch: 8, streams: &streams, purpose: "test" };
+            let trainable = Trainable::parts(network.graph(), &[part]);
+            let phase =
+                Phase { trainable: &trainable, modes: network::only(part, Mode::TRAIN), batch: 8, streams: &streams, purpose: "test" };
             let prepared = Prepared::within(most, &network, &samples, phase).unwrap();
             let mut optimiser = Optimiser::new(Rule::Adam { weight_decay: 0.0 });
             epoch(&mut network, &prepared, phase, 0, &mut optimiser, 1e-3).unwrap();

@@ -10,7 +10,7 @@ use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::recipe::{Decay, Keep, OptimiserName, Per, Preset, Recipe, Schedule, Watch};
 use dcu_nn::rng::Streams;
 use dcu_nn::train::{self, Fit};
-use dcu_nn::{Architecture, Family, Network, Samples, evaluate};
+use dcu_nn::{Architecture, Family, Gradients, Network, Samples, evaluate};
 use serde_json::json;
 
 fn golden() -> std::collections::HashMap<String, Tensor> {
@@ -21,6 +21,11 @@ fn golden() -> std::collections::HashMap<String, Tensor> {
 
 fn flat(tensor: &Tensor) -> Vec<f64> {
     tensor.to_dtype(DType::F64).and_then(|tensor| tensor.flatten_all()?.to_vec1()).expect("numbers")
+}
+
+/// The gradient of the only parameter.
+fn alone(gradient: Tensor) -> Gradients {
+    [("0".to_owned(), gradient)].into_iter().collect()
 }
 
 #[test]
@@ -49,9 +54,8 @@ fn rules_go_as_in_pytorch() {
             let (mut optimiser, named) = (fresh.clone(), BTreeMap::from([("0", &parameters[0]), ("1", &parameters[1])]));
             for step in 0..expected.dim(0).unwrap() {
                 let gradients = golden[&format!("{kind}.gradients")].get(step).unwrap();
-                let parts = (0..2).map(|row| (parameters[row].as_tensor() * gradients.get(row)?)?.sum_all());
-                let loss = parts.reduce(|one, other| one? + other?).unwrap().unwrap();
-                optimiser.step(&named, &loss.backward().unwrap(), *rate).unwrap();
+                let gradients: Gradients = (0..2).map(|row| (row.to_string(), gradients.get(row).unwrap())).collect();
+                optimiser.step(&named, &gradients, *rate).unwrap();
                 let found = Tensor::stack(&parameters.iter().map(Var::as_tensor).collect::<Vec<_>>(), 0).unwrap();
                 let (found, expected) = (flat(&found), flat(&expected.get(step).unwrap()));
                 if kind == "f32" && !name.ends_with("_clipped") {
@@ -77,8 +81,7 @@ fn a_state_of_either_width_is_saved_and_goes_on() {
         let rule = Rule::AdamW { weight_decay: 0.1 };
         let step = |optimiser: &mut Optimiser, parameter: &Var, step: usize| {
             let gradient = golden[&format!("{kind}.gradients")].get(step).and_then(|gradients| gradients.get(0)).unwrap();
-            let loss = (parameter.as_tensor() * gradient).and_then(|product| product.sum_all()).unwrap();
-            optimiser.step(&BTreeMap::from([("0", parameter)]), &loss.backward().unwrap(), 0.01)
+            optimiser.step(&BTreeMap::from([("0", parameter)]), &alone(gradient), 0.01)
         };
         let parameter = Var::from_tensor(&golden[&format!("{kind}.start")].get(0).unwrap()).unwrap();
         let mut optimiser = Optimiser::new(rule);
@@ -93,7 +96,7 @@ fn a_state_of_either_width_is_saved_and_goes_on() {
         let wrong = if kind == "f32" { DType::F64 } else { DType::F32 };
         let parameter =
             Var::from_tensor(&golden[&format!("{kind}.start")].get(0).and_then(|tensor| tensor.to_dtype(wrong)).unwrap()).unwrap();
-        let gradients = parameter.as_tensor().sum_all().and_then(|sum| sum.backward()).unwrap();
+        let gradients = alone(parameter.ones_like().unwrap());
         let error = optimiser.step(&BTreeMap::from([("0", &parameter)]), &gradients, 0.01).unwrap_err().to_string();
         assert!(error.contains("moments of `0`"), "{error}");
     }
@@ -103,7 +106,7 @@ fn a_state_of_either_width_is_saved_and_goes_on() {
 fn gradients_without_a_norm_are_not_clipped_to_one() {
     let parameter = Var::from_tensor(&Tensor::new(&[1.0_f32, 2.0], &Device::Cpu).unwrap()).unwrap();
     let factor = Tensor::new(&[f32::INFINITY, 1.0], &Device::Cpu).unwrap();
-    let gradients = (parameter.as_tensor() * factor).and_then(|product| product.sum_all()?.backward()).unwrap();
+    let gradients = alone(factor);
     let mut optimiser = Optimiser::new(Rule::Sgd { momentum: 0.0, weight_decay: 0.0 }).clipped(1.0);
     let error = optimiser.step(&BTreeMap::from([("0", &parameter)]), &gradients, 0.1).unwrap_err().to_string();
     assert!(error.contains("the norm inf") && error.contains("lower `lr`"), "{error}");
@@ -247,7 +250,7 @@ fn streams() -> Streams {
 }
 
 fn network() -> Network {
-    let cnn = Architecture { widths: vec![4, 8], hidden: 10, dropout: 0.2, ..Architecture::of_paper(Family::Cnn, [3, 8, 8], 3) };
+    let cnn = Architecture { widths: vec![4, 8], hidden: 10, dropout: 0.2, ..Architecture::of_family(Family::Cnn, [3, 8, 8], 3) };
     Network::initialised(&cnn, &streams()).unwrap()
 }
 

@@ -1,12 +1,16 @@
 //! The training stages: a model from scratch, one from outside, and the offline phase that prepares it for modular unlearning.
 
+mod hub;
 mod methods;
 mod network;
 mod recipe;
+
+pub use hub::{Hub, Place};
+pub use methods::import::Import;
 
 /// The registry: one line a method.
 #[must_use]
 pub fn methods() -> Vec<dcu_stage::Entry> {
     use dcu_stage::entry;
-    vec![entry::<methods::fit::Fit>(), entry::<methods::import::Import>(), entry::<methods::offline::Offline>()]
+    vec![entry::<methods::fit::Fit>(), entry::<Import<hub::Without>>(), entry::<methods::offline::Offline>()]
 }

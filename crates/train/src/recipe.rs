@@ -1,27 +1,27 @@
-//! How the user says how a network is trained, for `fit` and `import` alike: a preset, and what is to differ from it.
+//! How the user says which network is trained and how, for `fit` and `import` alike: a preset, and what is to differ from it.
 
 use dcu_nn::recipe::{Preset, Recipe};
 use dcu_stage::Rejected;
 use schemars::Schema;
 use serde_json::{Value, json};
 
-/// Declares the parameters of a method that has those of a recipe beside its own, all flat, each optional; its own with their defaults:
+/// Declares the parameters of a method that has those of a network and of a recipe beside its own, all flat, each optional; its own with their defaults:
 ///
 /// ```ignore
-/// with_recipe! {
+/// with_training! {
 ///     pub(crate) struct Parameters {
-///         /// The network.
-///         model: Name = Name::Cnn,
+///         /// The state dict.
+///         path: Option<PathBuf> = None,
 ///     }
 /// }
 /// ```
 ///
-/// It has `recipe()`, and the names, descriptions and defaults of a recipe's fields in its JSON schema. (`serde(flatten)` would cost the error messages
+/// It has `network()` and `recipe()`, and the names, descriptions and defaults of a recipe's fields in its JSON schema. (`serde(flatten)` would cost the error messages
 /// their field, and does not go with `deny_unknown_fields`.)
-macro_rules! with_recipe {
-    ($(#[$attribute:meta])* pub(crate) struct $name:ident { $($(#[$own_attribute:meta])* $own:ident: $own_type:ty = $default:expr,)* }) => {
-        $crate::recipe::with_recipe! {
-            @fields [$(#[$attribute])*] $name { $([$(#[$own_attribute])*] $own: $own_type = $default,)* }
+macro_rules! with_training {
+    ($(#[$attribute:meta])* $visibility:vis struct $name:ident { $($(#[$own_attribute:meta])* $own:ident: $own_type:ty = $default:expr,)* }) => {
+        $crate::recipe::with_training! {
+            @fields [$(#[$attribute])*] [$visibility] $name { $([$(#[$own_attribute])*] $own: $own_type = $default,)* }
             epochs: usize,
             batch: usize,
             lr: f64,
@@ -55,15 +55,33 @@ macro_rules! with_recipe {
         }
     };
     (
-        @fields [$(#[$attribute:meta])*] $name:ident { $([$(#[$own_attribute:meta])*] $own:ident: $own_type:ty = $default:expr,)* }
+        @fields [$(#[$attribute:meta])*] [$visibility:vis] $name:ident { $([$(#[$own_attribute:meta])*] $own:ident: $own_type:ty = $default:expr,)* }
         $($field:ident: $type:ty,)*
     ) => {
         $(#[$attribute])*
         #[derive(Debug, Clone, serde::Deserialize, schemars::JsonSchema)]
         #[serde(deny_unknown_fields, default)]
         #[schemars(transform = $name::describe)]
-        pub(crate) struct $name {
+        $visibility struct $name {
             $($(#[$own_attribute])* $own: $own_type,)*
+            /// The network.
+            model: dcu_nn::Family,
+            /// Outputs of the hidden layers, or channels of the blocks; by default the published ones: `cargo xtask list` names them with each network.
+            widths: Option<Vec<usize>>,
+            /// Outputs of the hidden fully connected layers of a CNN, a VGG-16 or a `conv-classifier`; by default as published.
+            hidden: Option<usize>,
+            /// The probability of dropout in the final part of these; by default as published.
+            dropout: Option<f64>,
+            /// How a ResNet-18 or VGG-16 starts; by default for small images.
+            stem: Option<dcu_nn::Stem>,
+            /// Blocks of a `vit-tiny`; by default 12.
+            depth: Option<usize>,
+            /// Heads of a `vit-tiny`; by default 3.
+            heads: Option<usize>,
+            /// Rows and columns of a patch of a `vit-tiny` (4) or of `patches` (6).
+            patch: Option<usize>,
+            /// The modules with which the intermediate and the final part begin, such as `[layer2, layer4]`; by default where the paper cuts.
+            cut: Option<[String; 2]>,
             /// The recipe that says what is not given of the training's fields below. Where a model is imported they say how its weights were trained,
             /// which is what retraining repeats.
             preset: dcu_nn::recipe::Preset,
@@ -72,11 +90,36 @@ macro_rules! with_recipe {
 
         impl Default for $name {
             fn default() -> Self {
-                Self { $($own: $default,)* preset: dcu_nn::recipe::Preset::default(), $($field: None,)* }
+                Self {
+                    $($own: $default,)*
+                    model: dcu_nn::Family::Cnn,
+                    widths: None,
+                    hidden: None,
+                    dropout: None,
+                    stem: None,
+                    depth: None,
+                    heads: None,
+                    patch: None,
+                    cut: None,
+                    preset: dcu_nn::recipe::Preset::default(),
+                    $($field: None,)*
+                }
             }
         }
 
         impl $name {
+            /// The network, checked as far as it can be without images.
+            ///
+            /// # Errors
+            /// Names the parameter.
+            fn network(&self) -> Result<$crate::network::Chosen, dcu_stage::Rejected> {
+                let Self { model, hidden, dropout, stem, depth, heads, patch, .. } = *self;
+                let (widths, cut) = (self.widths.clone(), self.cut.clone());
+                let chosen = $crate::network::Chosen { model, widths, hidden, dropout, stem, depth, heads, patch, cut };
+                chosen.check()?;
+                Ok(chosen)
+            }
+
             /// The preset with what is given in place of its own, checked.
             ///
             /// # Errors
@@ -97,7 +140,7 @@ macro_rules! with_recipe {
     };
 }
 
-pub(crate) use with_recipe;
+pub(crate) use with_training;
 
 /// Refuses a recipe that cannot work.
 ///
@@ -129,7 +172,7 @@ mod tests {
 
     use super::*;
 
-    with_recipe! {
+    with_training! {
         pub(crate) struct Parameters {
             /// Something of its own.
             own: u32 = 7,
@@ -149,6 +192,9 @@ mod tests {
         assert_eq!(parsed(given).recipe().unwrap(), expected);
         let rejected = parsed(json!({ "preset": "quick", "optimiser": "adamw", "warmup": 99 })).recipe().unwrap_err();
         assert_eq!(rejected.parameter.as_deref(), Some("warmup"));
+        let network = parsed(json!({ "model": "vit-tiny", "depth": 2 })).network().unwrap();
+        assert_eq!(network.architecture([3, 8, 8], 4).unwrap().depth, Some(2));
+        assert_eq!(parsed(json!({ "depth": 0 })).network().unwrap_err().parameter.as_deref(), Some("depth"));
         assert_eq!(parsed(json!({ "optimiser": "adamw" })).recipe().unwrap().optimiser, OptimiserName::Adamw);
         let unknown = serde_json::from_value::<Parameters>(json!({ "epoch": 3 })).unwrap_err().to_string();
         assert!(unknown.contains("unknown field `epoch`") && unknown.contains("`own`") && unknown.contains("`epochs`"), "{unknown}");
@@ -161,7 +207,8 @@ mod tests {
         let names =
             |schema: &Value| schema["properties"].as_object().map_or(Vec::new(), |fields| fields.keys().cloned().collect::<Vec<_>>());
         let recipe = schemars::schema_for!(Recipe).to_value();
-        let mut expected = [names(&recipe), vec!["own".to_owned(), "preset".to_owned()]].concat();
+        let beside = ["own", "preset", "model", "widths", "hidden", "dropout", "stem", "depth", "heads", "patch", "cut"].map(str::to_owned);
+        let mut expected = [names(&recipe), beside.to_vec()].concat();
         expected.sort_unstable();
         let mut found = names(&schema);
         found.sort_unstable();

@@ -10,38 +10,21 @@ use dcu_stage::{Context, Failure, Input, Method, Output, Rejected, Snapshot};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::network::{Name, Sizes, architecture, check_sizes};
-use crate::recipe::with_recipe;
+use crate::network::Chosen;
+use crate::recipe::with_training;
 
 pub(crate) struct Fit;
 
-with_recipe! {
-    pub(crate) struct Parameters {
-        /// The network.
-        model: Name = Name::Cnn,
-        /// Outputs of the hidden layers of an MLP, channels of the blocks of a CNN; by default the paper's.
-        widths: Option<Vec<usize>> = None,
-        /// Outputs of the hidden fully connected layer of a CNN; by default the paper's.
-        hidden: Option<usize> = None,
-        /// The probability of dropout in the final part of a CNN; by default the paper's.
-        dropout: Option<f64> = None,
-    }
+with_training! {
+    pub(crate) struct Parameters {}
 }
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Checked {
-    model: Name,
-    widths: Option<Vec<usize>>,
-    hidden: Option<usize>,
-    dropout: Option<f64>,
+    #[serde(flatten)]
+    network: Chosen,
     #[serde(flatten)]
     recipe: Recipe,
-}
-
-impl Checked {
-    fn sizes(&self) -> Sizes<'_> {
-        Sizes { widths: self.widths.as_deref(), hidden: self.hidden, dropout: self.dropout }
-    }
 }
 
 impl Method for Fit {
@@ -57,17 +40,13 @@ impl Method for Fit {
     type Checked = Checked;
 
     fn check(parameters: Parameters) -> Result<Checked, Rejected> {
-        let recipe = parameters.recipe()?;
-        let Parameters { model, widths, hidden, dropout, .. } = parameters;
-        let checked = Checked { model, widths, hidden, dropout, recipe };
-        check_sizes(checked.sizes())?;
-        Ok(checked)
+        Ok(Checked { network: parameters.network()?, recipe: parameters.recipe()? })
     }
 
     fn run(parameters: &Checked, context: &mut Context) -> anyhow::Result<()> {
         let recipe = &parameters.recipe;
         let dataset: Dataset = context.read("dataset")?;
-        let architecture = architecture(parameters.model, parameters.sizes(), &dataset)?;
+        let architecture = parameters.network.architecture(dataset.image_shape(), dataset.classes())?;
         let streams = Streams::new(context.seed(), "train/fit");
         let samples = Samples::of_whole_dataset(&dataset);
         let validation = if recipe.needs_validation() { Some(validation(context, &dataset)?) } else { None };
