@@ -61,7 +61,7 @@ macro_rules! with_training {
         $(#[$attribute])*
         #[derive(Debug, Clone, serde::Deserialize, schemars::JsonSchema)]
         #[serde(deny_unknown_fields, default)]
-        #[schemars(transform = $crate::recipe::describe)]
+        #[schemars(transform = $name::describe)]
         $visibility struct $name {
             $($(#[$own_attribute])* $own: $own_type,)*
             /// The network.
@@ -132,6 +132,10 @@ macro_rules! with_training {
                 $crate::recipe::check(&recipe)?;
                 Ok(recipe)
             }
+
+            fn describe(schema: &mut schemars::Schema) {
+                $crate::recipe::describe(schema, |recipe| serde_json::json!({ $(stringify!($field): recipe.$field,)* }));
+            }
         }
     };
 }
@@ -146,32 +150,19 @@ pub(crate) fn check(recipe: &Recipe) -> Result<(), Rejected> {
     recipe.check().map_err(|(name, message)| Rejected::parameter(name, message))
 }
 
-/// Describes the parameters that are a recipe's fields as the recipe does, with what each preset has.
-pub(crate) fn describe(schema: &mut Schema) {
-    let presets = Preset::ALL.map(|(name, preset)| (name, values(preset)));
+/// Describes the parameters that are a recipe's fields as the recipe does, with what each preset has; `fields` are all of a recipe's.
+pub(crate) fn describe(schema: &mut Schema, fields: impl Fn(Recipe) -> Value) {
+    let [(_, usual), others @ ..] = Preset::ALL.map(|(name, preset)| (name, fields(preset.recipe())));
     let recipe = schemars::schema_for!(Recipe).to_value();
     let Some(parameters) = schema.get_mut("properties").and_then(Value::as_object_mut) else { return };
     for (name, field) in recipe["properties"].as_object().into_iter().flatten() {
         let Some(parameter) = parameters.get_mut(name) else { continue };
+        let differing = others.iter().filter(|(_, values)| values[name] != usual[name]);
+        let differing: String = differing.map(|(preset, values)| format!(" With `preset: {preset}`: {}.", values[name])).collect();
         *parameter = field.clone();
-        let usual = &presets[0].1[name];
-        let others = presets[1..].iter().filter(|(_, values)| values[name] != *usual);
-        let others: String = others.map(|(preset, values)| format!(" With `preset: {preset}`: {}.", values[name])).collect();
-        parameter["description"] = json!(format!("{}{others}", field["description"].as_str().unwrap_or_default()));
-        parameter["default"] = usual.clone();
+        parameter["description"] = json!(format!("{}{differing}", field["description"].as_str().unwrap_or_default()));
+        parameter["default"] = usual[name].clone();
     }
-}
-
-/// All fields of a preset, those with their defaults too.
-fn values(preset: Preset) -> Value {
-    let mut values = json!({});
-    let schema = schemars::schema_for!(Recipe).to_value();
-    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
-        values[name] = field.get("default").cloned().unwrap_or_default();
-    }
-    let given = serde_json::to_value(preset.recipe()).expect("a recipe is plain data");
-    given.as_object().into_iter().flatten().for_each(|(name, value)| values[name] = value.clone());
-    values
 }
 
 #[cfg(test)]
