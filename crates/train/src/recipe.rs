@@ -134,7 +134,11 @@ macro_rules! with_training {
             }
 
             fn describe(schema: &mut schemars::Schema) {
-                $crate::recipe::describe(schema, |recipe| serde_json::json!({ $(stringify!($field): recipe.$field,)* }));
+                let fields = |recipe: dcu_nn::recipe::Recipe| {
+                    let fields = [$((stringify!($field).to_owned(), serde_json::json!(recipe.$field)),)*];
+                    serde_json::Value::Object(fields.into_iter().collect())
+                };
+                $crate::recipe::describe(schema, fields);
             }
         }
     };
