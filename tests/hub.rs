@@ -261,6 +261,28 @@ fn a_data_set_is_downloaded_once_and_read_offline() {
 }
 
 #[test]
+fn of_a_set_by_name_only_its_own_parts_are_downloaded() {
+    let mut hub = Hub::digits(None);
+    hub.files.insert("data/extra-00000-of-00001.parquet".into(), b"more digits".to_vec());
+    let hub = Arc::new(hub);
+    let endpoint = hub.serve();
+    let project = Project::new(SMALL);
+    let run = |settings: &[&str]| {
+        let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+        let mut command = project.command("run", &[&["--only", "data"], &settings[..]].concat());
+        Finished::of(with_hub(&mut command, &project, &endpoint, &[]))
+    };
+    let repository = format!("data.repo={REPOSITORY}");
+    run(&["data.set=mnist", &repository]).success();
+    assert_eq!(hub.downloads.load(Ordering::SeqCst), 2);
+    assert_eq!(training_set(&project.store()).facts.normalisation.mean, [0.1307]);
+    let error = run(&["data.set=tiny-imagenet", &repository]).failure();
+    assert!(error.contains("`tiny-imagenet` has 200 classes, but what was read has 10"), "{error}");
+    let error = run(&["data.set=mnits", &repository]).failure();
+    assert!(error.contains("did you mean `mnist`?"), "{error}");
+}
+
+#[test]
 fn a_hub_out_of_reach_is_told_with_what_to_do() {
     let project = Project::new(SMALL);
     let error = from_hub(&project, "http://127.0.0.1:9", &[]).failure();

@@ -69,6 +69,8 @@ impl Desk {
         desk.write("pick.py", "");
         desk.write("weights.pth", "");
         desk.write("FOLDER/data_batch_1.bin", &"\0".repeat(3073));
+        desk.write("FOLDER/train-images-idx3-ubyte", "");
+        desk.write("FOLDER/train-labels-idx1-ubyte", "");
         let digits = workspace().join("crates/tables/data");
         for name in ["train.parquet", "test.parquet"] {
             std::fs::create_dir_all(desk.folder.path().join("FOLDER")).unwrap();

@@ -1,6 +1,6 @@
 """The work of benches/work.rs in PyTorch and scikit-learn: prints `{"name", "seconds"}` (median) for each NAME given.
 
-Needs torch; condense/kmeans and attack/membership need scikit-learn too. A name whose package is missing, or that has no counterpart, is
+Needs torch, and torchvision and timm for their networks; condense/kmeans and attack/membership need scikit-learn too. A name whose package is missing, or that has no counterpart, is
 left out. DCU_BENCH_POINTS and DCU_BENCH_IMAGES name the files that the Rust side left for condense/kmeans and data/decode; the latter needs
 Pillow.
 """
@@ -46,11 +46,42 @@ def cnn():
     return nn.Sequential(cnn_features(), nn.Linear(1024, 1024), nn.ReLU(), nn.Dropout(0.5), nn.Linear(1024, 10))
 
 
-def train_step(make):
+def resnet18():
+    import torchvision
+    from torch import nn
+
+    net = torchvision.models.resnet18(num_classes=10)
+    net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    return net
+
+
+def vgg16_bn():
+    import torchvision
+    from torch import nn
+
+    net = torchvision.models.vgg16_bn(num_classes=10)
+    net.avgpool, net.classifier[0] = nn.Identity(), nn.Linear(512, 4096)
+    return net
+
+
+def convnet3():
+    from torch import nn
+
+    blocks = [(nn.Conv2d(a, 128, 3, padding=1), nn.GroupNorm(128, 128), nn.ReLU(), nn.AvgPool2d(2)) for a in (3, 128, 128)]
+    return nn.Sequential(*[layer for block in blocks for layer in block], nn.Flatten(), nn.Linear(2048, 10))
+
+
+def vit_tiny():
+    import timm
+
+    return timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, num_classes=10)
+
+
+def train_step(make, batch=BATCH):
     import torch
     from torch.nn import functional as F
 
-    net, images, labels = make(), torch.randn(BATCH, 3, 32, 32), torch.arange(BATCH) % 10
+    net, images, labels = make(), torch.randn(batch, 3, 32, 32), torch.arange(batch) % 10
     optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
 
     def work():
@@ -148,6 +179,10 @@ def decode():
 WORK = {
     "train-step/cnn": lambda: train_step(cnn),
     "train-step/mlp": lambda: train_step(mlp),
+    "train-step/resnet18": lambda: train_step(resnet18, 128),
+    "train-step/vgg16-bn": lambda: train_step(vgg16_bn, 128),
+    "train-step/convnet3": lambda: train_step(convnet3, 128),
+    "train-step/vit-tiny": lambda: train_step(vit_tiny, 64),
     "features/cnn": features,
     "conv/resnet18": lambda: convolutions([(64, 64, 32, 1), (64, 128, 32, 2), (256, 256, 8, 1), (512, 512, 4, 1)]),
     "conv/vgg16": lambda: convolutions([(64, 64, 32, 1), (128, 128, 16, 1), (256, 256, 8, 1), (512, 512, 4, 1), (512, 512, 2, 1)]),

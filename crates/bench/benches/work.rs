@@ -9,11 +9,12 @@ use dcu_artifact::{Array, Normalisation};
 use dcu_attack::logistic;
 use dcu_condense::{kmeans, matching::Matching};
 use dcu_data::images::{Cell, Shape as ImageShape, decode};
+use dcu_nn::graph::Step;
 use dcu_nn::matrix::{Matrix, product};
 use dcu_nn::ops::{self, Convolution};
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
-use dcu_nn::{Architecture, Device, Family, Mode, Network, Part, Samples, Tensor, Var, evaluate, network};
+use dcu_nn::{Architecture, Device, Family, Mode, Network, Part, Samples, Tensor, Trainable, Var, evaluate, network};
 use rayon::prelude::*;
 
 const BATCH: usize = 256;
@@ -64,29 +65,15 @@ fn images(count: usize) -> Samples {
     Samples::of_pixels(Array::new(shape, bytes), &normalisation, vec![0; count]).expect("as many labels")
 }
 
-fn paper(family: Family) -> Network {
-    Network::initialised(&Architecture::of_paper(family, IMAGE, CLASSES), &streams()).expect("the paper's network")
+fn published(family: Family) -> Network {
+    Network::initialised(&Architecture::of_family(family, IMAGE, CLASSES), &streams()).expect("the published network")
 }
 
-/// Multiplications and additions of one image's way through some parts, counted once forward, by the definition of the layers.
-fn operations(family: Family, parts: &[Part]) -> u64 {
-    use dcu_nn::architecture::Layer;
-    let layers = Architecture::of_paper(family, IMAGE, CLASSES).layers().expect("the paper's network");
-    let (mut positions, mut total) = (IMAGE[1] * IMAGE[2], 0);
-    for part in Part::ALL {
-        for layer in &layers[part as usize] {
-            let operations = match layer {
-                Layer::Block { inputs, outputs, .. } => {
-                    positions /= 4;
-                    2 * 9 * inputs * outputs * 4 * positions
-                }
-                Layer::Linear { inputs, outputs, .. } => 2 * inputs * outputs,
-                _ => 0,
-            };
-            total += if parts.contains(&part) { operations as u64 } else { 0 };
-        }
-    }
-    total
+/// Multiplications and additions of one image's way to the features, or to the logits, counted once forward, by the definition of the steps.
+fn operations(family: Family, to_features: bool) -> u64 {
+    let graph = Architecture::of_family(family, IMAGE, CLASSES).graph().expect("the published network");
+    let end = if to_features { graph.features() } else { graph.steps().len() };
+    graph.steps()[..end].iter().map(Step::operations).sum()
 }
 
 /// Adds a benchmark, whose work is set up only where it is asked for.
@@ -120,21 +107,30 @@ fn floors(criterion: &mut Criterion) {
 
 /// One step of Adam on a batch.
 fn training(criterion: &mut Criterion) {
-    for (name, family) in [("train-step/cnn", Family::Cnn), ("train-step/mlp", Family::Mlp)] {
+    for (name, family, batch) in [
+        ("train-step/cnn", Family::Cnn, BATCH),
+        ("train-step/mlp", Family::Mlp, BATCH),
+        ("train-step/resnet18", Family::Resnet18, 128),
+        ("train-step/vgg16-bn", Family::Vgg16Bn, 128),
+        ("train-step/convnet3", Family::Convnet3, 128),
+        ("train-step/vit-tiny", Family::VitTiny, 64),
+    ] {
         // Backward twice as much as forward; the gradient of the images is not asked for.
-        let throughput = Throughput::Elements(3 * BATCH as u64 * operations(family, &Part::ALL));
+        let throughput = Throughput::Elements(3 * batch as u64 * operations(family, false));
         one(criterion, name, Some(throughput), || {
-            let (samples, mut network) = (samples(BATCH), paper(family));
+            let (samples, mut network) = (samples(batch), published(family));
+            let trainable = Trainable::all(network.graph());
             let mut optimiser = Optimiser::new(Rule::Adam { weight_decay: 0.0 });
-            let rows: Vec<usize> = (0..BATCH).collect();
+            let rows: Vec<usize> = (0..batch).collect();
             let mut step = 0;
             move || {
                 let (images, labels) = samples.batch(&rows).expect("a batch");
                 let mut dropout = streams().indexed("dropout", step);
                 step += 1;
-                let logits = network.forward(&images, &Part::ALL, network::all(Mode::TRAIN), &Part::ALL, &mut dropout).expect("forward");
+                let logits = network.forward(&images, &Part::ALL, network::all(Mode::TRAIN), &trainable, &mut dropout).expect("forward");
                 let loss = ops::cross_entropy(&logits, &labels).expect("loss");
-                optimiser.step(&network.parameters(&Part::ALL), &network.backward(&loss).expect("backward"), 1e-3).expect("step");
+                let gradients = network.backward(&loss, &trainable).expect("backward");
+                optimiser.step(&network.parameters(&trainable), &gradients, 1e-3).expect("step");
             }
         });
     }
@@ -144,7 +140,7 @@ fn training(criterion: &mut Criterion) {
 /// wrong gradient, which takes as long as a right one.)
 fn plain_candle(criterion: &mut Criterion) {
     use candle_nn::{Module as _, ModuleT as _, Optimizer as _};
-    let throughput = Throughput::Elements(3 * BATCH as u64 * operations(Family::Cnn, &Part::ALL));
+    let throughput = Throughput::Elements(3 * BATCH as u64 * operations(Family::Cnn, false));
     one(criterion, "train-step/cnn-of-candle-nn", Some(throughput), || {
         let (images, labels) = samples(BATCH).batch(&(0..BATCH).collect::<Vec<_>>()).expect("a batch");
         let labels = Tensor::new(labels, &Device::Cpu).expect("labels");
@@ -187,9 +183,9 @@ fn products(criterion: &mut Criterion) {
 /// Features of 1024 images, as clustering takes them.
 fn features(criterion: &mut Criterion) {
     const COUNT: usize = 1024;
-    let throughput = Throughput::Elements(COUNT as u64 * operations(Family::Cnn, &[Part::Beginning, Part::Intermediate]));
+    let throughput = Throughput::Elements(COUNT as u64 * operations(Family::Cnn, true));
     one(criterion, "features/cnn", Some(throughput), || {
-        let (network, samples) = (paper(Family::Cnn), samples(COUNT));
+        let (network, samples) = (published(Family::Cnn), samples(COUNT));
         move || drop(black_box(evaluate::features(&network, &samples).expect("features")))
     });
 }
@@ -239,7 +235,8 @@ fn convolutions(criterion: &mut Criterion) {
             let arguments: Vec<_> = shapes.iter().map(|shape| (shape.arguments(), shape.stride)).collect();
             move || {
                 for ([input, weight, bias], stride) in &arguments {
-                    let output = ops::conv2d(input, weight, bias, Convolution { stride: *stride, padding: 1 }).expect("forward");
+                    let output = ops::conv2d(input, weight.as_tensor(), bias.as_tensor(), Convolution { stride: *stride, padding: 1 })
+                        .expect("forward");
                     black_box(output.sum_all().and_then(|sum| sum.backward()).expect("backward"));
                 }
             }
@@ -256,8 +253,8 @@ fn condensation(criterion: &mut Criterion) {
     const BUCKETS: usize = 500;
     const SIZE: usize = 10;
     // Forward, and the gradient of the images only.
-    let throughput = Throughput::Elements(2 * BUCKETS as u64 * operations(Family::Cnn, &[Part::Beginning, Part::Intermediate]));
-    let network = paper(Family::Cnn);
+    let throughput = Throughput::Elements(2 * BUCKETS as u64 * operations(Family::Cnn, true));
+    let network = published(Family::Cnn);
     one(criterion, "condense/matching-step", Some(throughput), || {
         let mut matching = Matching::new(&network, &images(BUCKETS * SIZE), &[SIZE; BUCKETS]).expect("buckets");
         move || {

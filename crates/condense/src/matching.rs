@@ -8,7 +8,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Storage, Tensor, Var, bail};
 use dcu_artifact::Array;
 use dcu_nn::optimiser::{Optimiser, Rule};
-use dcu_nn::{Network, Part, Samples, evaluate};
+use dcu_nn::{Gradients, Network, Samples, evaluate};
 use rayon::prelude::*;
 
 /// Buckets on the way to their condensed images. A bucket of one image keeps it.
@@ -54,14 +54,16 @@ impl<'a> Matching<'a> {
     pub fn step(&mut self, rate: f64) -> Result<f64> {
         let Some(moving) = &mut self.moving else { return Ok(0.0) };
         let fused = moving.weights.apply_op1(moving.sum.clone())?;
-        let features = self.network.evaluate(&fused, &[Part::Beginning, Part::Intermediate])?.flatten_from(1)?;
+        let features = self.network.features(&fused)?;
         self.steps += 1;
         let squares = (features - &moving.target)?.sqr()?;
         let loss = squares.sum_all()?;
         if !loss.to_scalar::<f32>()?.is_finite() {
             moving.refuse_broken(&squares, &format!("in step {} at the learning rate {rate} the loss", self.steps))?;
         }
-        moving.optimiser.step(&BTreeMap::from([("weights", &moving.weights)]), &loss.backward()?, rate)?;
+        let gradient = loss.backward()?.remove(&moving.weights);
+        let gradients: Gradients = gradient.map(|gradient| ("weights".to_owned(), gradient)).into_iter().collect();
+        moving.optimiser.step(&BTreeMap::from([("weights", &moving.weights)]), &gradients, rate)?;
         Ok(f64::from(loss.to_scalar::<f32>()?))
     }
 
@@ -193,7 +195,7 @@ mod tests {
     const SIZES: [usize; 5] = [3, 1, 7, 1, 2];
 
     fn network() -> Network {
-        let architecture = Architecture { family: Family::Cnn, input: [3, 8, 8], classes: 4, widths: vec![6, 8], hidden: 10, dropout: 0.5 };
+        let architecture = Architecture { widths: vec![6, 8], hidden: 10, ..Architecture::of_family(Family::Cnn, [3, 8, 8], 4) };
         Network::initialised(&architecture, &Streams::new(1, "test")).unwrap()
     }
 

@@ -29,13 +29,57 @@ pub enum Cell {
     Planes(Vec<u8>, [usize; 3]),
 }
 
+impl Cell {
+    /// Channels, height and width as they are, by the header; none where that cannot be read.
+    #[must_use]
+    pub fn size(&self) -> Option<[usize; 3]> {
+        match self {
+            Self::Planes(_, size) => Some(*size),
+            Self::Encoded(bytes) => size_of(ImageReader::new(Cursor::new(bytes))),
+            Self::File(path) => size_of(ImageReader::open(path).ok()?),
+        }
+    }
+}
+
+fn size_of(reader: ImageReader<impl BufRead + Seek>) -> Option<[usize; 3]> {
+    let decoder = reader.with_guessed_format().ok()?.into_decoder().ok()?;
+    let (width, height) = decoder.dimensions();
+    Some([if decoder.color_type().has_color() { 3 } else { 1 }, height as usize, width as usize])
+}
+
+/// How images come to one size. All pairs are heights and widths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fit {
+    /// Scaled to it, whatever becomes of the proportions.
+    Stretch([usize; 2]),
+    /// First scaled in its proportions, so that it just covers `cover`; then `size` is cut out of its middle.
+    Crop {
+        /// Nothing is scaled where it is none.
+        cover: Option<[usize; 2]>,
+        /// What is left.
+        size: [usize; 2],
+    },
+}
+
+impl Fit {
+    /// Height and width to scale an image to, where it is to be scaled.
+    fn scaled(self, [height, width]: [usize; 2]) -> Option<[usize; 2]> {
+        match self {
+            Self::Stretch(size) => Some(size),
+            Self::Crop { cover: None, .. } => None,
+            Self::Crop { cover: Some([high, wide]), .. } if high * width >= wide * height => Some([high, width * high / height]),
+            Self::Crop { cover: Some([_, wide]), .. } => Some([height * wide / width, wide]),
+        }
+    }
+}
+
 /// What happens to each image after decoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
     /// 1 or 3, whatever the image has; `None` leaves it as it is.
     pub channels: Option<usize>,
-    /// Height and width to scale to.
-    pub resize: Option<[usize; 2]>,
+    /// The size that it comes to; `None` leaves it as it is.
+    pub resize: Option<Fit>,
     /// Rows and columns of zeros on each side.
     pub pad: usize,
 }
@@ -67,7 +111,11 @@ pub fn decode(cells: &[Cell], shape: Shape, place: impl Fn(usize) -> String + Sy
             let (planes, other) = decode(row)?;
             if other != first {
                 let message = format!("the image {} is {other:?}, but the first is {first:?} (channels, height, width)", place(row));
-                return Err(Failure::new(message, "give `resize` and `channels`, so that all images are alike").into());
+                return Err(Failure::new(
+                    message,
+                    "give `resize` and `channels`, so that all images are alike; `crop` keeps their proportions",
+                )
+                .into());
             }
             target.copy_from_slice(&planes);
             Ok(())
@@ -117,7 +165,7 @@ fn decode_one(cell: &Cell, shape: Shape, budget: &Budget) -> anyhow::Result<(Vec
         Cell::Planes(planes, size) if shape.resize.is_none() && shape.channels.is_none_or(|channels| channels == size[0]) => {
             (planes.clone(), *size)
         }
-        Cell::Planes(planes, size) => to_planes(&reshape(from_planes(planes, *size)?, shape)),
+        Cell::Planes(planes, size) => to_planes(&reshape(from_planes(planes, *size)?, shape)?),
         Cell::Encoded(bytes) => decode_encoded(ImageReader::new(Cursor::new(bytes)), shape, budget)?,
         Cell::File(path) => {
             let reader = ImageReader::open(path).with_context(|| format!("cannot read `{}`", path.display()))?;
@@ -136,25 +184,48 @@ fn decode_encoded(reader: ImageReader<impl BufRead + Seek>, shape: Shape, budget
         let message = format!("it has {width} x {height} pixels, more than the {MOST_PIXELS} that an image may have");
         return Err(Failure::new(message, "scale it down before loading it, or leave it out").into());
     }
-    // Decoded, converted, as planes; and scaled in one direction, in f32.
-    let scaled = shape.resize.map_or(0, |[height, _]| 16 * u64::from(width) * height as u64);
+    // Decoded, converted, as planes; and scaled, first in one direction, in f32.
+    let scaled = shape.resize.and_then(|fit| fit.scaled([height as usize, width as usize]));
+    let scaled = scaled.map_or(0, |[high, wide]| (16 * u64::from(width) + 6 * wide as u64).saturating_mul(high as u64));
     let bytes = decoder.total_bytes().saturating_add(6 * pixels).saturating_add(scaled);
     let _granted = budget.take(usize::try_from(bytes).unwrap_or(usize::MAX));
-    Ok(to_planes(&reshape(DynamicImage::from_decoder(decoder).context("it cannot be decoded")?, shape)))
+    Ok(to_planes(&reshape(DynamicImage::from_decoder(decoder).context("it cannot be decoded")?, shape)?))
 }
 
 /// Grey becomes three equal channels; colour becomes grey by the luminance of ITU-R BT.709, as the `image` crate has it.
-fn reshape(image: DynamicImage, shape: Shape) -> DynamicImage {
+fn reshape(image: DynamicImage, shape: Shape) -> anyhow::Result<DynamicImage> {
     let image = match shape.channels {
         Some(1) => DynamicImage::ImageLuma8(image.into_luma8()),
         Some(_) => DynamicImage::ImageRgb8(image.into_rgb8()),
         None if image.color().has_color() => DynamicImage::ImageRgb8(image.into_rgb8()),
         None => DynamicImage::ImageLuma8(image.into_luma8()),
     };
-    match shape.resize {
-        Some([height, width]) => image.resize_exact(width as u32, height as u32, FilterType::Triangle),
+    let Some(fit) = shape.resize else { return Ok(image) };
+    let image = match fit.scaled([image.height() as usize, image.width() as usize]) {
+        Some([high, wide]) if high as u64 * wide as u64 > MOST_PIXELS => {
+            let message = format!(
+                "scaled in its proportions it would have {high} x {wide} pixels, more than the {MOST_PIXELS} that an image may have"
+            );
+            return Err(Failure::new(message, "leave it out, or leave out `crop`, so that it is stretched").into());
+        }
+        Some([high, wide]) => image.resize_exact(wide as u32, high as u32, FilterType::Triangle),
         None => image,
+    };
+    match fit {
+        Fit::Stretch(_) => Ok(image),
+        Fit::Crop { size, .. } => middle(&image, size),
     }
+}
+
+/// Cuts a height and a width out of the middle. Half a pixel is rounded to an even number, which is where PyTorch's `CenterCrop` cuts.
+fn middle(image: &DynamicImage, [high, wide]: [usize; 2]) -> anyhow::Result<DynamicImage> {
+    let (height, width) = (image.height() as usize, image.width() as usize);
+    if height < high || width < wide {
+        let message = format!("it is {height} x {width}, which is less than the {high} x {wide} that `crop` cuts out");
+        return Err(Failure::new(message, "give `resize` too, so that it is scaled first, or a smaller `crop`").into());
+    }
+    let margin = |excess: usize| (excess / 2 + usize::from(excess % 4 == 3)) as u32;
+    Ok(image.crop_imm(margin(width - wide), margin(height - high), wide as u32, high as u32))
 }
 
 fn from_planes(planes: &[u8], [channels, height, width]: [usize; 3]) -> anyhow::Result<DynamicImage> {
@@ -286,7 +357,40 @@ mod tests {
         assert!(format!("{error:#}").contains("row 0 of x.parquet: it cannot be decoded"), "{error:#}");
         let cells = [Cell::Planes(vec![0], [1, 1, 1]), Cell::Planes(vec![0, 0], [1, 1, 2])];
         assert!(decode(&cells, AS_IS, |row| format!("number {row}")).unwrap_err().to_string().contains("number 1"));
-        let resized = decode(&cells, Shape { resize: Some([2, 2]), ..AS_IS }, |row| row.to_string()).unwrap();
+        let resized = decode(&cells, Shape { resize: Some(Fit::Stretch([2, 2])), ..AS_IS }, |row| row.to_string()).unwrap();
         assert_eq!(resized.shape, vec![2, 1, 2, 2]);
+    }
+
+    #[test]
+    fn cropping_keeps_proportions_and_the_middle() {
+        // 0 to 5 from left to right, twice as large below each other.
+        let wide = Cell::Planes((0..2).flat_map(|_| 0..6).collect(), [1, 2, 6]);
+        let cropped = |cover, size| decode(&[wide.clone()], Shape { resize: Some(Fit::Crop { cover, size }), ..AS_IS }, |_| "0".into());
+        let cut = cropped(None, [2, 2]).unwrap();
+        assert_eq!((cut.shape, cut.data), (vec![1, 1, 2, 2], vec![2, 3, 2, 3]));
+        // An excess of 3 is cut as 2 and 1, one of 1 as 0 and 1.
+        assert_eq!(cropped(None, [1, 3]).unwrap().data, [2, 3, 4]);
+        assert_eq!(cropped(None, [1, 5]).unwrap().data, [0, 1, 2, 3, 4]);
+        let covered = cropped(Some([4, 4]), [4, 4]).unwrap();
+        assert_eq!(covered.shape, [1, 1, 4, 4]);
+        assert!(covered.data[..4].iter().all(|&pixel| (1..=4).contains(&pixel)), "{:?}", covered.data);
+        let error = format!("{:#}", cropped(None, [3, 3]).unwrap_err());
+        assert!(error.contains("it is 2 x 6, which is less than the 3 x 3"), "{error}");
+    }
+
+    #[test]
+    fn both_sides_cover_what_they_are_to_cover() {
+        let scaled = |size, cover| Fit::Crop { cover: Some(cover), size: cover }.scaled(size).unwrap();
+        assert_eq!(scaled([320, 427], [128, 128]), [128, 170]);
+        assert_eq!(scaled([427, 320], [128, 128]), [170, 128]);
+        assert_eq!(scaled([100, 100], [128, 64]), [128, 128]);
+        assert_eq!(scaled([10, 1000], [64, 128]), [64, 6400]);
+    }
+
+    #[test]
+    fn a_strip_that_would_become_a_bomb_is_refused() {
+        let shape = Shape { resize: Some(Fit::Crop { cover: Some([1000, 1000]), size: [1000, 1000] }), ..AS_IS };
+        let error = format!("{:#}", decode(&[zeros(100_000, 1)], shape, |_| "0".into()).unwrap_err());
+        assert!(error.contains("it would have 1000 x 100000000 pixels"), "{error}");
     }
 }

@@ -5,13 +5,14 @@
 pub mod images;
 mod memory;
 mod methods;
+mod named;
 mod readers;
 mod sources;
 
 pub use memory::room_for;
 pub use methods::load::Load;
 pub use methods::request::MakeRequest;
-pub use readers::{List, Place, Readers};
+pub use readers::{List, Place, Readers, Selection};
 pub use sources::{CIFAR10_CLASSES, Contents, Part, Share, cifar10_normalisation, embedded, externals, files_below, missing};
 
 /// The registry: one line a method.

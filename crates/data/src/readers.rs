@@ -6,7 +6,7 @@ use anyhow::bail;
 use dcu_stage::External;
 use serde::Serialize;
 
-use crate::sources::Contents;
+use crate::sources::{Contents, Share};
 
 /// The readers that a program has.
 pub trait Readers: 'static {
@@ -17,7 +17,7 @@ pub trait Readers: 'static {
     ///
     /// # Errors
     /// When there is none.
-    fn parquet_files(path: &Path) -> anyhow::Result<Vec<External>> {
+    fn parquet_files(path: &Path, _selection: &Selection) -> anyhow::Result<Vec<External>> {
         bail!("this program does not read `{}`", path.display())
     }
 
@@ -25,7 +25,7 @@ pub trait Readers: 'static {
     ///
     /// # Errors
     /// Names the file and what is wrong with it.
-    fn read_parquet(path: &Path) -> anyhow::Result<Contents> {
+    fn read_parquet(path: &Path, _selection: &Selection) -> anyhow::Result<Contents> {
         bail!("this program does not read `{}`", path.display())
     }
 
@@ -41,7 +41,7 @@ pub trait Readers: 'static {
     ///
     /// # Errors
     /// When it cannot be downloaded or read.
-    fn read_hub(place: &Place) -> anyhow::Result<Contents> {
+    fn read_hub(place: &Place, _selection: &Selection) -> anyhow::Result<Contents> {
         bail!("this program does not read `{}`", place.repo)
     }
 
@@ -82,6 +82,37 @@ impl Place {
     #[must_use]
     pub fn is_commit(&self) -> bool {
         self.revision.len() == 40 && self.revision.bytes().all(|byte| byte.is_ascii_hexdigit())
+    }
+}
+
+/// The columns of images that are looked for where none is named.
+pub(crate) const IMAGE_COLUMNS: [&str; 2] = ["img", "image"];
+/// The columns of labels that are looked for where none is named.
+pub(crate) const LABEL_COLUMNS: [&str; 3] = ["label", "labels", "fine_label"];
+
+/// What is read of parquet files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selection {
+    /// The columns that may hold the images; the first that is there does.
+    pub image_columns: Vec<String>,
+    /// The columns that may hold the labels; the first that is there does.
+    pub label_columns: Vec<String>,
+    /// The part to test on, of a set whose parts are known: whatever is of neither this nor the training part is left out. Else files that name no
+    /// part are for training, and those for validation serve where there are none to test on.
+    pub test: Option<Share>,
+}
+
+impl Default for Selection {
+    fn default() -> Self {
+        crate::named::selection(None, None, None)
+    }
+}
+
+impl Selection {
+    /// Whether files of this part are to be read.
+    #[must_use]
+    pub fn wants(&self, share: Option<Share>) -> bool {
+        self.test.is_none_or(|test| share == Some(Share::Train) || share == Some(test))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Passes over all samples in eval mode, in large batches and without a graph.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use dcu_artifact::Array;
 
 use crate::architecture::Part;
@@ -47,7 +47,7 @@ pub fn judge(network: &Network, samples: &Samples) -> Result<Judgement> {
     for_each_batch(network, samples, |input, labels| {
         let output = network.evaluate(&input, &Part::ALL)?;
         losses.extend(cross_entropy_per_sample(&output, labels)?);
-        let values = output.flatten_all()?.to_vec1::<f32>()?;
+        let values = output.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         if let Some(place) = values.iter().position(|value| !value.is_finite()) {
             let (sample, class) = ((logits.len() + place) / classes, place % classes);
             bail!(
@@ -68,9 +68,13 @@ pub fn judge(network: &Network, samples: &Samples) -> Result<Judgement> {
 /// # Errors
 /// When there are no samples, or these do not fit the network.
 pub fn outputs(network: &Network, samples: &Samples, parts: &[Part]) -> Result<Array<f32>> {
+    collected(network, samples, |input| network.evaluate(input, parts))
+}
+
+fn collected(network: &Network, samples: &Samples, pass: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Array<f32>> {
     let (mut values, mut shape) = (Vec::new(), Vec::new());
     for_each_batch(network, samples, |input, _| {
-        let output = network.evaluate(&input, parts)?;
+        let output = pass(&input)?.to_dtype(DType::F32)?;
         shape = output.dims().to_vec();
         values.reserve_exact(samples.len() * shape.iter().skip(1).product::<usize>() - values.len());
         values.extend(output.flatten_all()?.to_vec1::<f32>()?);
@@ -87,8 +91,7 @@ pub fn outputs(network: &Network, samples: &Samples, parts: &[Part]) -> Result<A
 /// # Errors
 /// As [`outputs`].
 pub fn features(network: &Network, samples: &Samples) -> Result<Array<f32>> {
-    let array = outputs(network, samples, &[Part::Beginning, Part::Intermediate])?;
-    Ok(Array::new(vec![array.rows(), array.row_len()], array.data))
+    collected(network, samples, |input| network.features(input))
 }
 
 pub(crate) fn for_each_batch(network: &Network, samples: &Samples, visit: impl FnMut(Tensor, &[u32]) -> Result<()>) -> Result<()> {
@@ -104,7 +107,7 @@ fn for_each_batch_within(
     if samples.is_empty() {
         bail!("there are no samples to evaluate");
     }
-    let of_sample = network.architecture().widest().saturating_mul(size_of::<f32>());
+    let of_sample = network.graph().widest().saturating_mul(size_of::<f32>());
     let rows: Vec<usize> = (0..samples.len()).collect();
     for rows in rows.chunks((bytes / of_sample).clamp(1, BATCH)) {
         let (input, labels) = samples.batch(rows)?;
@@ -133,10 +136,10 @@ mod tests {
     /// The batches of a pass take what memory allows, down to one sample, and give the same bytes.
     #[test]
     fn large_samples_go_in_small_batches() {
-        let architecture = Architecture { widths: vec![8, 9], hidden: 20, ..Architecture::of_paper(Family::Cnn, [3, 16, 16], 4) };
+        let architecture = Architecture { widths: vec![8, 9], hidden: 20, ..Architecture::of_family(Family::Cnn, [3, 16, 16], 4) };
         let network = Network::initialised(&architecture, &Streams::new(1, "test")).unwrap();
         // The image, and the first convolution's result.
-        assert_eq!(architecture.widest(), (3 + 8) * 256);
+        assert_eq!(network.graph().widest(), (3 + 8) * 256);
         let images = (0..7 * 3 * 256).map(|value| (value as f32).sin()).collect();
         let samples = Samples::of_values(Array::new(vec![7, 3, 16, 16], images), vec![0; 7]).unwrap();
         let pass = |bytes: usize| {
@@ -158,7 +161,7 @@ mod tests {
 
     #[test]
     fn no_samples_and_logits_that_are_no_numbers_are_refused() {
-        let architecture = Architecture { widths: vec![4, 3], ..Architecture::of_paper(Family::Mlp, [1, 2, 2], 2) };
+        let architecture = Architecture { widths: vec![4, 3], ..Architecture::of_family(Family::Mlp, [1, 2, 2], 2) };
         let network = Network::initialised(&architecture, &Streams::new(1, "test")).unwrap();
         let samples = |images: Vec<f32>| {
             let count = images.len() / 4;
@@ -178,8 +181,8 @@ mod tests {
     #[test]
     fn an_output_does_not_depend_on_the_batch() {
         let streams = Streams::new(1, "test");
-        let cnn = Architecture { widths: vec![8, 16, 24], hidden: 20, ..Architecture::of_paper(Family::Cnn, [3, 16, 16], 4) };
-        for architecture in [cnn, Architecture::of_paper(Family::Mlp, [3, 16, 16], 4)] {
+        let cnn = Architecture { widths: vec![8, 16, 24], hidden: 20, ..Architecture::of_family(Family::Cnn, [3, 16, 16], 4) };
+        for architecture in [cnn, Architecture::of_family(Family::Mlp, [3, 16, 16], 4)] {
             let network = Network::initialised(&architecture, &streams).unwrap();
             let mut stream = streams.stream("images");
             let images: Vec<f32> = (0..70 * 3 * 16 * 16).map(|_| stream.normal()).collect();

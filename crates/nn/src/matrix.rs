@@ -42,6 +42,15 @@ impl<'a, T> Matrix<'a, T> {
         Self { values, rows, columns, row_stride: columns, column_stride: 1 }
     }
 
+    /// The matrix whose rows lie `stride` apart in `values`.
+    ///
+    /// # Panics
+    /// When `values` ends before the last row does.
+    pub(crate) fn apart(values: &'a [T], rows: usize, columns: usize, stride: usize) -> Self {
+        assert!(rows == 0 || values.len() >= (rows - 1) * stride + columns, "a matrix of {rows} x {columns}");
+        Self { values, rows, columns, row_stride: stride, column_stride: 1 }
+    }
+
     /// The transpose, without a copy.
     #[must_use]
     pub fn transposed(self) -> Self {
@@ -147,7 +156,16 @@ pub(crate) fn multiply<T: Real>(left: Matrix<'_, T>, right: Panels<'_, T>, resul
         result.fill(T::default());
     }
     // SAFETY: `result` is exclusively borrowed and holds all rows.
-    unsafe { multiply_panels(left, right, 0..right.count(), result.as_mut_ptr(), add) }
+    unsafe { multiply_panels(left, right, 0..right.count(), (result.as_mut_ptr(), right.columns), add) }
+}
+
+/// The same for a result whose rows lie `stride` apart.
+pub(crate) fn multiply_apart<T: Real>(left: Matrix<'_, T>, right: Panels<'_, T>, result: &mut [T], stride: usize) {
+    assert_eq!(left.columns, right.inner, "inner dimensions");
+    assert!(left.columns > 0 && left.rows > 0 && stride >= right.columns, "a product of some size");
+    assert!(result.len() >= (left.rows - 1) * stride + right.columns, "the result's size");
+    // SAFETY: `result` is exclusively borrowed and holds all rows.
+    unsafe { multiply_panels(left, right, 0..right.count(), (result.as_mut_ptr(), stride), false) }
 }
 
 /// `left · right` row-major, on all threads.
@@ -181,7 +199,7 @@ pub fn product<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, T>) -> Vec<T> {
         let rows = left.rows_from(first_row, ROWS_PER_TASK.min(left.rows - first_row));
         let columns = first_panel..(first_panel + PANELS_PER_TASK).min(panels.count());
         // SAFETY: each task writes its own block of `result`, which has room for all and outlives the loop.
-        unsafe { multiply_panels(rows, panels, columns, start.get().add(first_row * right.columns), false) }
+        unsafe { multiply_panels(rows, panels, columns, (start.get().add(first_row * right.columns), right.columns), false) }
     });
     // SAFETY: the tasks have written every value.
     unsafe { result.set_len(left.rows * right.columns) };
@@ -189,8 +207,14 @@ pub fn product<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, T>) -> Vec<T> {
 }
 
 /// # Safety
-/// `result` points to `left.rows` rows of `right.columns` values, of which nobody else touches those of the given panels.
-unsafe fn multiply_panels<T: Real>(left: Matrix<'_, T>, right: Panels<'_, T>, panels: std::ops::Range<usize>, result: *mut T, add: bool) {
+/// `result` points to `left.rows` rows of `right.columns` values, as far apart as it says, of which nobody else touches those of the given panels.
+unsafe fn multiply_panels<T: Real>(
+    left: Matrix<'_, T>,
+    right: Panels<'_, T>,
+    panels: std::ops::Range<usize>,
+    (result, stride): (*mut T, usize),
+    add: bool,
+) {
     if left.columns == 0 {
         return;
     }
@@ -199,6 +223,7 @@ unsafe fn multiply_panels<T: Real>(left: Matrix<'_, T>, right: Panels<'_, T>, pa
         right: Panels<'a, T>,
         panels: std::ops::Range<usize>,
         result: *mut T,
+        stride: usize,
         add: bool,
     }
     impl<T: Real> WithSimd for Task<'_, T> {
@@ -225,8 +250,8 @@ unsafe fn multiply_panels<T: Real>(left: Matrix<'_, T>, right: Panels<'_, T>, pa
                                 step: left.column_stride,
                                 panel: values,
                                 steps,
-                                result: self.result.add(row * right.columns + panel * PANEL),
-                                stride: right.columns,
+                                result: self.result.add(row * self.stride + panel * PANEL),
+                                stride: self.stride,
                                 columns,
                                 add: self.add || from > 0,
                             };
@@ -244,7 +269,7 @@ unsafe fn multiply_panels<T: Real>(left: Matrix<'_, T>, right: Panels<'_, T>, pa
             }
         }
     }
-    pulp::Arch::new().dispatch(Task { left, right, panels, result, add });
+    pulp::Arch::new().dispatch(Task { left, right, panels, result, stride, add });
 }
 
 /// A few rows of one panel of a product.

@@ -1,11 +1,12 @@
 //! The way between a network and its `model/1` artifact.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Error, Result};
 use dcu_artifact::{Dataset, Model, ModelFacts, Tensor};
 
-use crate::architecture::{Architecture, Layer};
+use crate::architecture::Architecture;
+use crate::graph::{Role, Slot};
 use crate::network::Network;
 use crate::train::Recipe;
 
@@ -95,15 +96,18 @@ const MOST_LISTED: usize = 50;
 /// # Errors
 /// Lists every tensor that is missing, left over or wrong, with the nearest right name.
 pub fn check_tensors(architecture: &Architecture, tensors: &BTreeMap<String, Tensor>) -> std::result::Result<(), String> {
-    let (expected, counters) = expected_tensors(architecture)?;
-    let missing = expected.iter().filter(|(name, _)| !tensors.contains_key(*name));
-    let missing: Vec<String> = missing.map(|(name, shape)| format!("`{name}` is missing; it has the shape {shape:?}")).collect();
-    let absent: Vec<&str> = expected.keys().filter(|name| !tensors.contains_key(*name)).map(String::as_str).collect();
+    let graph = architecture.graph()?;
+    let (counters, needed): (Vec<&Slot>, Vec<&Slot>) = graph.slots().partition(|slot| slot.role == Role::Counter);
+    let expected: BTreeMap<&str, &Slot> = needed.into_iter().map(|slot| (slot.name.as_str(), slot)).collect();
+    let counters: BTreeSet<&str> = counters.into_iter().map(|slot| slot.name.as_str()).collect();
+    let missing = expected.iter().filter(|(name, _)| !tensors.contains_key(**name));
+    let missing: Vec<String> = missing.map(|(name, slot)| format!("`{name}` is missing; it has the shape {:?}", slot.shape)).collect();
+    let absent: Vec<&str> = expected.keys().copied().filter(|&name| !tensors.contains_key(name)).collect();
     let (mut surplus, mut wrong) = (Vec::new(), Vec::new());
     for (name, tensor) in tensors {
-        if let Some(shape) = expected.get(name) {
-            wrong.extend(unfit(name, tensor, shape));
-        } else if counters.contains(name) {
+        if let Some(slot) = expected.get(name.as_str()) {
+            wrong.extend(unfit(slot, tensor));
+        } else if counters.contains(name.as_str()) {
             if !matches!(tensor, Tensor::I64(count) if count.shape.is_empty() && count.data[0] >= 0) {
                 wrong.push(format!("`{name}` is {:?} of {:?}; it is one I64, 0 or more", tensor.shape(), tensor.dtype()));
             }
@@ -116,43 +120,18 @@ pub fn check_tensors(architecture: &Architecture, tensors: &BTreeMap<String, Ten
     if listed.is_empty() { Ok(()) } else { Err(listed.join("\n  ")) }
 }
 
-/// Shapes by name.
-type Shapes = BTreeMap<String, Vec<usize>>;
-
-/// The names and shapes of all parameters and buffers, and the names of the counters.
-fn expected_tensors(architecture: &Architecture) -> std::result::Result<(Shapes, Vec<String>), String> {
-    let (mut expected, mut counters) = (BTreeMap::new(), Vec::new());
-    for layer in architecture.layers()?.into_iter().flatten() {
-        match layer {
-            Layer::Block { convolution, normalisation, inputs, outputs } => {
-                expected.insert(format!("{convolution}.weight"), vec![outputs, inputs, 3, 3]);
-                expected.insert(format!("{convolution}.bias"), vec![outputs]);
-                for name in ["weight", "bias", "running_mean", "running_var"] {
-                    expected.insert(format!("{normalisation}.{name}"), vec![outputs]);
-                }
-                counters.push(format!("{normalisation}.num_batches_tracked"));
-            }
-            Layer::Linear { name, inputs, outputs } => {
-                expected.insert(format!("{name}.weight"), vec![outputs, inputs]);
-                expected.insert(format!("{name}.bias"), vec![outputs]);
-            }
-            _ => {}
-        }
-    }
-    Ok((expected, counters))
-}
-
 /// What is wrong with a tensor whose name is right.
-fn unfit(name: &str, tensor: &Tensor, shape: &[usize]) -> Option<String> {
+fn unfit(slot: &Slot, tensor: &Tensor) -> Option<String> {
+    let Slot { name, shape, role, .. } = slot;
     let Tensor::F32(array) = tensor else {
         return Some(format!("`{name}` is of {:?}, but the network needs F32", tensor.dtype()));
     };
-    if array.shape != shape {
+    if array.shape != *shape {
         return Some(format!("`{name}` is {:?}, but the network needs {shape:?}", array.shape));
     }
-    let wrong = |value: &f32| !value.is_finite() || name.ends_with(".running_var") && *value < 0.0;
-    let position = array.data.iter().position(wrong)?;
-    let rule = if name.ends_with(".running_var") { "a variance is a number, 0 or more" } else { "weights are finite" };
+    let is_variance = *role == Role::RunningVariance;
+    let position = array.data.iter().position(|value| !value.is_finite() || is_variance && *value < 0.0)?;
+    let rule = if is_variance { "a variance is a number, 0 or more" } else { "weights are finite" };
     Some(format!("`{name}` holds {} at position {position}; {rule}", array.data[position]))
 }
 
@@ -205,7 +184,7 @@ mod tests {
     use crate::rng::Streams;
 
     fn model() -> Model {
-        let architecture = Architecture { widths: vec![4, 6], hidden: 5, ..Architecture::of_paper(Family::Cnn, [1, 8, 8], 2) };
+        let architecture = Architecture { widths: vec![4, 6], hidden: 5, ..Architecture::of_family(Family::Cnn, [1, 8, 8], 2) };
         let recipe = json!({ "epochs": 1, "batch": 2, "lr": 0.1, "optimiser": "adam", "momentum": 0.9, "weight_decay": 0.0, "schedule": "constant" });
         let facts = ModelFacts {
             architecture: serde_json::to_value(&architecture).unwrap(),
@@ -262,7 +241,7 @@ mod tests {
         assert!(wrong_recipe("schedule", json!("step")).contains("its training recipe does not parse: unknown variant `step`"));
         assert!(wrong_recipe("epochs", json!(0)).contains("in its training recipe `epochs` must be at least 1"));
         assert!(wrong_recipe("lr", json!(-1.0)).contains("in its training recipe `lr` must be a positive number"));
-        assert!(refused(|model| model.facts.architecture["family"] = json!("vit")).contains("its architecture does not parse"));
+        assert!(refused(|model| model.facts.architecture["family"] = json!("perceptron")).contains("its architecture does not parse"));
         assert!(refused(|model| model.facts.architecture["widths"] = json!([4, 1_000_000_000_u64])).contains("parameters"));
         assert!(refused(|model| model.facts.class_names.push("c".into())).contains("has 2 classes, but 3 are named"));
     }

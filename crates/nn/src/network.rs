@@ -1,22 +1,24 @@
-//! A network with its weights: forward passes through its parts, and the way to and from a `model/1` artifact.
+//! A network with its weights: passes through its parts, the gradients of a loss, and the way to and from a `model/1` artifact.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
-use candle_core::backprop::GradStore;
-use candle_core::{Device, Result, Tensor, Var, bail};
+use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use dcu_artifact::{Array, Tensor as Stored};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::architecture::{Architecture, Layer, Part};
-use crate::ops::{self, Block, Convolution, Deposit, FrozenBlock, Normalisation, Statistics, Weight};
+use crate::architecture::{Architecture, Part};
+use crate::fuse::{Kernel, Piece, fuse};
+use crate::gradients::Gradients;
+use crate::graph::{Graph, Initial, Operation, Role, Slot, Step, Value};
+use crate::ops::{self, BATCH_NORM_EPSILON, Convolution, Deposit, FrozenBlock, InstanceBlock, Normalisation, Statistics, Weight, composed};
 use crate::rng::{Stream, Streams};
 
 /// How much of the running averages a new batch replaces, as in PyTorch.
 const MOMENTUM: f64 = 0.1;
-const BLOCK: Block = Block { convolution: Convolution { stride: 1, padding: 1 }, rectify: true, pool: true };
 
-/// How the layers of one part behave that act differently in training.
+/// How the steps of one part behave that act differently in training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mode {
     /// Batch normalisation uses the batch's statistics and moves the running averages; otherwise it uses these and leaves them alone.
@@ -65,24 +67,62 @@ pub fn only(part: Part, mode: Mode) -> Modes {
     Part::ALL.map(|other| if other == part { mode } else { Mode::EVAL })
 }
 
-/// The running averages of one batch normalisation.
+/// The parameters that a pass is to give gradients for, by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Trainable(BTreeSet<String>);
+
+impl Trainable {
+    /// None of them.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Those that `wanted` says, of a part and for a purpose.
+    #[must_use]
+    pub fn which(graph: &Graph, wanted: impl Fn(Part, &Slot) -> bool) -> Self {
+        let steps =
+            graph.steps().iter().enumerate().flat_map(|(index, step)| step.slots.iter().map(move |slot| (graph.part_of(index), slot)));
+        Self(steps.filter(|(part, slot)| slot.role.is_parameter() && wanted(*part, slot)).map(|(_, slot)| slot.name.clone()).collect())
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(graph: &Graph) -> Self {
+        Self::which(graph, |_, _| true)
+    }
+
+    /// Those of some parts.
+    #[must_use]
+    pub fn parts(graph: &Graph, parts: &[Part]) -> Self {
+        Self::which(graph, |part, _| parts.contains(&part))
+    }
+
+    /// Whether a parameter is among them.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.0.contains(name)
+    }
+
+    /// The names, sorted.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+}
+
+/// The running averages of one batch normalisation, as wide as the network's numbers.
 #[derive(Debug, Clone, PartialEq)]
 struct RunningAverages {
-    mean: Vec<f32>,
-    variance: Vec<f32>,
+    mean: Vec<f64>,
+    variance: Vec<f64>,
     batches: i64,
 }
 
 impl RunningAverages {
-    /// Mean and variance in f64.
-    fn wide(&self) -> [Vec<f64>; 2] {
-        [&self.mean, &self.variance].map(|values| values.iter().map(|&value| f64::from(value)).collect())
-    }
-
     /// Moves them towards the statistics of a batch.
-    fn blend(&mut self, statistics: &Statistics) {
-        let blend = |old: &mut [f32], new: &[f64]| {
-            old.iter_mut().zip(new).for_each(|(old, new)| *old = ((1.0 - MOMENTUM) * f64::from(*old) + MOMENTUM * new) as f32);
+    fn blend(&mut self, statistics: &Statistics, dtype: DType) {
+        let blend = |old: &mut [f64], new: &[f64]| {
+            old.iter_mut().zip(new).for_each(|(old, new)| *old = rounded((1.0 - MOMENTUM) * *old + MOMENTUM * new, dtype));
         };
         blend(&mut self.mean, &statistics.mean);
         blend(&mut self.variance, &statistics.unbiased_variance());
@@ -90,37 +130,69 @@ impl RunningAverages {
     }
 }
 
+/// A number as the type holds it.
+fn rounded(value: f64, dtype: DType) -> f64 {
+    if dtype == DType::F64 { value } else { f64::from(value as f32) }
+}
+
 /// The statistics of a batch, by the name of the normalisation that they belong to.
 type Moved = Vec<(String, Statistics)>;
+
+/// Where and by what a network computes.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The device. On others than the CPU operations are composed of candle's own.
+    pub device: Device,
+    /// The numbers: f32, or f64.
+    pub dtype: DType,
+    /// Whether operations are composed of candle's own on the CPU too. Slower, and differentiable twice where candle's are.
+    pub composed: bool,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self { device: Device::Cpu, dtype: DType::F32, composed: false }
+    }
+}
 
 /// A network with its weights. It has no `clone`, whose variables would be those of the original: [`Self::duplicate`] shares nothing.
 #[derive(Debug)]
 pub struct Network {
     architecture: Architecture,
-    layers: [Vec<Layer>; 3],
+    graph: Graph,
+    pieces: Vec<Piece>,
+    place: Place,
     parameters: BTreeMap<String, Var>,
     /// Where the gradients of the layers' weights are left during [`Self::backward`].
     deposits: BTreeMap<String, Deposit>,
     averages: BTreeMap<String, RunningAverages>,
+    /// Weights that no training moves.
+    fixed: BTreeMap<String, Tensor>,
+}
+
+/// One way through some steps.
+struct Pass<'a> {
+    modes: Modes,
+    trainable: &'a Trainable,
+    dropout: Option<&'a mut Stream>,
+    moved: Moved,
 }
 
 impl Network {
-    /// A network with fresh weights: uniform in ±1/√fan-in for convolutions and linear layers, 1 and 0 for batch normalisation, as PyTorch
-    /// does by default. Each tensor has a stream of its own.
+    /// A network with fresh weights, as PyTorch, torchvision or timm start it. Each tensor has a stream of its own.
     ///
     /// # Errors
     /// When there is no network of this architecture.
     pub fn initialised(architecture: &Architecture, streams: &Streams) -> Result<Self> {
-        Self::build(architecture, |name, shape, fan_in| {
-            let count = shape.iter().product();
-            let values = match fan_in {
-                Some(fan_in) => {
-                    let (bound, mut stream) = (1.0 / (fan_in as f32).sqrt(), streams.stream(&format!("initialise {name}")));
-                    (0..count).map(|_| (2.0 * stream.uniform() - 1.0) * bound).collect()
-                }
-                None => vec![if name.ends_with(".weight") || name.ends_with(".running_var") { 1.0 } else { 0.0 }; count],
+        Self::build(architecture, Place::default(), |slot| {
+            let count = slot.shape.iter().product();
+            let mut stream = streams.stream(&format!("initialise {}", slot.name));
+            let values = match slot.initial {
+                Initial::Uniform(bound) => (0..count).map(|_| (2.0 * stream.uniform() - 1.0) * bound).collect(),
+                Initial::Normal(deviation) => (0..count).map(|_| (deviation * f64::from(stream.normal())) as f32).collect(),
+                Initial::Constant(value) => vec![value; count],
             };
-            Ok(values)
+            Ok(Stored::F32(Array::new(slot.shape.clone(), values)))
         })
     }
 
@@ -129,14 +201,20 @@ impl Network {
     /// # Errors
     /// Names a tensor that is missing, of the wrong shape or type, or not part of the network.
     pub fn from_tensors(architecture: &Architecture, tensors: &BTreeMap<String, Stored>) -> Result<Self> {
-        let mut used = Vec::new();
-        let mut network = Self::build(architecture, |name, shape, _| {
-            used.push(name.to_owned());
-            match tensors.get(name) {
-                Some(Stored::F32(array)) if array.shape == shape => Ok(array.data.clone()),
-                Some(other) => bail!("`{name}` is {:?} of {:?}, but the network needs F32 of {shape:?}", other.shape(), other.dtype()),
-                None => bail!("`{name}` is missing; the network needs it with the shape {shape:?}"),
+        Self::at(Place::default(), architecture, tensors)
+    }
+
+    /// The same on another device, in other numbers.
+    ///
+    /// # Errors
+    /// As [`Self::from_tensors`].
+    pub fn at(place: Place, architecture: &Architecture, tensors: &BTreeMap<String, Stored>) -> Result<Self> {
+        let mut network = Self::build(architecture, place, |slot| match tensors.get(&slot.name) {
+            Some(stored @ (Stored::F32(_) | Stored::F64(_))) if stored.shape() == slot.shape => Ok(stored.clone()),
+            Some(other) => {
+                bail!("`{}` is {:?} of {:?}, but the network needs F32 of {:?}", slot.name, other.shape(), other.dtype(), slot.shape)
             }
+            None => bail!("`{}` is missing; the network needs it with the shape {:?}", slot.name, slot.shape),
         })?;
         for (name, averages) in &mut network.averages {
             let name = format!("{name}.num_batches_tracked");
@@ -145,49 +223,47 @@ impl Network {
                 Some(Stored::I64(array)) if array.data.len() == 1 && array.data[0] >= 0 => array.data[0],
                 Some(other) => bail!("`{name}` is {:?} of {:?}; it must be one I64 of 0 or more", other.shape(), other.dtype()),
             };
-            used.push(name);
         }
-        match tensors.keys().find(|name| !used.contains(name)) {
+        let known: BTreeSet<&str> = network.graph.slots().map(|slot| slot.name.as_str()).collect();
+        match tensors.keys().find(|name| !known.contains(name.as_str())) {
             Some(name) => bail!("`{name}` is not part of the network"),
             None => Ok(network),
         }
     }
 
-    fn build(architecture: &Architecture, mut values: impl FnMut(&str, &[usize], Option<usize>) -> Result<Vec<f32>>) -> Result<Self> {
-        let layers = architecture.layers().map_err(candle_core::Error::msg)?;
-        let (mut parameters, mut averages) = (BTreeMap::new(), BTreeMap::new());
-        let mut parameter = |name: String, shape: &[usize], fan_in| -> Result<()> {
-            let tensor = Tensor::from_vec(values(&name, shape, fan_in)?, shape, &Device::Cpu)?;
-            parameters.insert(name, Var::from_tensor(&tensor)?);
-            Ok(())
+    fn build(architecture: &Architecture, place: Place, mut values: impl FnMut(&Slot) -> Result<Stored>) -> Result<Self> {
+        let graph = architecture.graph().map_err(candle_core::Error::msg)?;
+        let (mut parameters, mut averages, mut fixed, mut deposits) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let tensor = |stored: Stored| {
+            let tensor = match stored {
+                Stored::F32(array) => Tensor::from_vec(array.data, array.shape, &Device::Cpu)?,
+                Stored::F64(array) => Tensor::from_vec(array.data, array.shape, &Device::Cpu)?,
+                other => bail!("weights are F32 or F64, not {:?}", other.dtype()),
+            };
+            tensor.to_dtype(place.dtype)?.to_device(&place.device)
         };
-        for layer in layers.iter().flatten() {
-            match layer {
-                Layer::Block { convolution, normalisation, inputs, outputs } => {
-                    parameter(format!("{convolution}.weight"), &[*outputs, *inputs, 3, 3], Some(inputs * 9))?;
-                    parameter(format!("{convolution}.bias"), &[*outputs], Some(inputs * 9))?;
-                    parameter(format!("{normalisation}.weight"), &[*outputs], None)?;
-                    parameter(format!("{normalisation}.bias"), &[*outputs], None)?;
+        for step in graph.steps() {
+            let (mut mean, mut variance) = (None, None);
+            for slot in &step.slots {
+                match slot.role {
+                    Role::RunningMean => mean = Some(tensor(values(slot)?)?.to_dtype(DType::F64)?.to_vec1::<f64>()?),
+                    Role::RunningVariance => variance = Some(tensor(values(slot)?)?.to_dtype(DType::F64)?.to_vec1::<f64>()?),
+                    Role::Counter => {}
+                    Role::Dictionary => drop(fixed.insert(slot.name.clone(), tensor(values(slot)?)?)),
+                    Role::Weight | Role::Bias | Role::Scale | Role::Shift | Role::Embedding => {
+                        parameters.insert(slot.name.clone(), Var::from_tensor(&tensor(values(slot)?)?)?);
+                        if slot.role == Role::Weight {
+                            deposits.insert(slot.name.clone(), Deposit::default());
+                        }
+                    }
                 }
-                Layer::Linear { name, inputs, outputs } => {
-                    parameter(format!("{name}.weight"), &[*outputs, *inputs], Some(*inputs))?;
-                    parameter(format!("{name}.bias"), &[*outputs], Some(*inputs))?;
-                }
-                _ => {}
+            }
+            if let (Some(mean), Some(variance)) = (mean, variance) {
+                averages.insert(step.name.clone(), RunningAverages { mean, variance, batches: 0 });
             }
         }
-        for layer in layers.iter().flatten() {
-            if let Layer::Block { normalisation: name, outputs, .. } = layer {
-                let mean = values(&format!("{name}.running_mean"), &[*outputs], None)?;
-                let variance = values(&format!("{name}.running_var"), &[*outputs], None)?;
-                averages.insert(name.clone(), RunningAverages { mean, variance, batches: 0 });
-            }
-        }
-        let layered = layers.iter().flatten().filter_map(|layer| match layer {
-            Layer::Block { convolution: name, .. } | Layer::Linear { name, .. } => Some((name.clone(), Deposit::default())),
-            _ => None,
-        });
-        Ok(Self { architecture: architecture.clone(), deposits: layered.collect(), layers, parameters, averages })
+        let pieces = fuse(&graph);
+        Ok(Self { architecture: architecture.clone(), graph, pieces, place, parameters, deposits, averages, fixed })
     }
 
     /// A copy that shares nothing with this network.
@@ -195,7 +271,15 @@ impl Network {
     /// # Errors
     /// When a tensor cannot be copied.
     pub fn duplicate(&self) -> Result<Self> {
-        Self::from_tensors(&self.architecture, &self.to_tensors()?)
+        self.moved_to(self.place.clone())
+    }
+
+    /// A copy on another device, or in other numbers.
+    ///
+    /// # Errors
+    /// When a tensor cannot be copied.
+    pub fn moved_to(&self, place: Place) -> Result<Self> {
+        Self::at(place, &self.architecture, &self.to_tensors()?)
     }
 
     /// The weights by PyTorch's names, parameters and buffers.
@@ -205,12 +289,18 @@ impl Network {
     pub fn to_tensors(&self) -> Result<BTreeMap<String, Stored>> {
         let mut tensors = BTreeMap::new();
         for (name, parameter) in &self.parameters {
-            let values = parameter.as_detached_tensor().flatten_all()?.to_vec1::<f32>()?;
-            tensors.insert(name.clone(), Stored::F32(Array::new(parameter.dims().to_vec(), values)));
+            tensors.insert(name.clone(), stored(&parameter.as_detached_tensor())?);
         }
+        for (name, tensor) in &self.fixed {
+            tensors.insert(name.clone(), stored(tensor)?);
+        }
+        let vector = |values: &[f64]| match self.place.dtype {
+            DType::F64 => Stored::F64(Array::vector(values.to_vec())),
+            _ => Stored::F32(Array::vector(values.iter().map(|&value| value as f32).collect())),
+        };
         for (name, averages) in &self.averages {
-            tensors.insert(format!("{name}.running_mean"), Stored::F32(Array::vector(averages.mean.clone())));
-            tensors.insert(format!("{name}.running_var"), Stored::F32(Array::vector(averages.variance.clone())));
+            tensors.insert(format!("{name}.running_mean"), vector(&averages.mean));
+            tensors.insert(format!("{name}.running_var"), vector(&averages.variance));
             tensors.insert(format!("{name}.num_batches_tracked"), Stored::I64(Array::new(vec![], vec![averages.batches])));
         }
         Ok(tensors)
@@ -222,114 +312,64 @@ impl Network {
         &self.architecture
     }
 
-    /// The parameters of some parts, by name.
+    /// The steps of the network.
     #[must_use]
-    pub fn parameters(&self, parts: &[Part]) -> BTreeMap<&str, &Var> {
-        let layers = parts.iter().flat_map(|&part| &self.layers[part as usize]);
-        let names = layers.flat_map(|layer| match layer {
-            Layer::Block { convolution, normalisation, .. } => vec![convolution, normalisation],
-            Layer::Linear { name, .. } => vec![name],
-            _ => Vec::new(),
-        });
-        names
-            .flat_map(|name| [format!("{name}.weight"), format!("{name}.bias")])
-            .map(|name| self.parameters.get_key_value(&name).expect("built with every layer"))
-            .map(|(name, parameter)| (name.as_str(), parameter))
-            .collect()
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Where and by what it computes.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// The parameters that are trainable, by name.
+    #[must_use]
+    pub fn parameters(&self, trainable: &Trainable) -> BTreeMap<&str, &Var> {
+        let named = self.parameters.iter().filter(|(name, _)| trainable.contains(name));
+        named.map(|(name, parameter)| (name.as_str(), parameter)).collect()
+    }
+
+    /// Sets parameters to other values.
+    ///
+    /// # Errors
+    /// When one is none of the network's, or of another shape.
+    pub fn set(&mut self, values: &Gradients) -> Result<()> {
+        for (name, value) in values.iter() {
+            match self.parameters.get(name) {
+                Some(parameter) => parameter.set(&value.to_dtype(self.place.dtype)?.contiguous()?)?,
+                None => bail!("`{name}` is no parameter of the network"),
+            }
+        }
+        Ok(())
     }
 
     /// Whether a part gives the same output in a mode as in [`Mode::EVAL`] and leaves its buffers alone, so that what it gives can be kept.
     #[must_use]
     pub fn is_fixed(&self, part: Part, mode: Mode) -> bool {
-        self.layers[part as usize].iter().all(|layer| match layer {
-            Layer::Block { .. } => !mode.batch_statistics,
-            Layer::Dropout(probability) => !mode.dropout || *probability == 0.0,
+        self.graph.steps()[self.graph.range(part)].iter().all(|step| match step.operation {
+            Operation::BatchNorm => !mode.batch_statistics,
+            Operation::Dropout(probability) => !mode.dropout || probability == 0.0,
             _ => true,
         })
     }
 
-    /// The output of the given consecutive parts for `input`, which is the output of the part before them. Gradients flow to the
-    /// parameters of `trainable`, to be had by [`Self::backward`], and, where `input` takes part in differentiation, to it.
+    /// The output of the given consecutive parts for `input`, which is the output of the part before them. Gradients flow to the parameters that are
+    /// `trainable`, to be had by [`Self::backward`], and, where `input` takes part in differentiation, to it.
     ///
     /// # Errors
     /// When the shapes do not fit.
-    pub fn forward(&mut self, input: &Tensor, parts: &[Part], modes: Modes, trainable: &[Part], dropout: &mut Stream) -> Result<Tensor> {
-        let (output, moved) = self.run(input, parts, modes, trainable, dropout)?;
-        if moved.iter().any(|(_, statistics)| statistics.count < 2) {
+    pub fn forward(&mut self, input: &Tensor, parts: &[Part], modes: Modes, trainable: &Trainable, dropout: &mut Stream) -> Result<Tensor> {
+        let mut pass = Pass { modes, trainable, dropout: Some(dropout), moved: Vec::new() };
+        let output = self.run(input, self.steps_of(parts)?, &mut pass)?;
+        if pass.moved.iter().any(|(_, statistics)| statistics.count < 2) {
             bail!("batch normalisation in training needs more than one value per channel");
         }
-        for (name, statistics) in moved {
-            self.averages.get_mut(&name).expect("built with every layer").blend(&statistics);
+        for (name, statistics) in pass.moved {
+            self.averages.get_mut(&name).expect("built with every step").blend(&statistics, self.place.dtype);
         }
         Ok(output)
-    }
-
-    /// As [`Self::forward`], with the statistics that the running averages are to be moved by.
-    fn run(&self, input: &Tensor, parts: &[Part], modes: Modes, trainable: &[Part], dropout: &mut Stream) -> Result<(Tensor, Moved)> {
-        let is_frozen = |(part, layer): &(Part, &Layer)| {
-            matches!(layer, Layer::Block { .. }) && !trainable.contains(part) && !modes[*part as usize].batch_statistics
-        };
-        let mut layers = parts.iter().flat_map(|&part| self.layers[part as usize].iter().map(move |layer| (part, layer))).peekable();
-        let (mut value, mut moved) = (input.clone(), Vec::new());
-        loop {
-            let frozen: Vec<_> =
-                std::iter::from_fn(|| layers.next_if(is_frozen)).filter_map(|(_, layer)| self.frozen_block(layer)).collect();
-            value = ops::frozen_blocks(&value, &frozen)?;
-            let Some((part, layer)) = layers.next() else { return Ok((value, moved)) };
-            let mode = modes[part as usize];
-            let is_trainable = trainable.contains(&part);
-            value = match layer {
-                Layer::ChannelsLast => ops::channels_last(&value)?,
-                Layer::ChannelsFirst => ops::channels_first(&value)?,
-                Layer::Block { convolution, normalisation, .. } => {
-                    let (weight, parameters) = self.block_parameters(convolution, normalisation, is_trainable);
-                    let weight = Weight::new(&weight, is_trainable.then(|| &self.deposits[convolution]));
-                    let [mean, variance] = self.averages[normalisation].wide();
-                    let fixed = Normalisation::Fixed { mean: &mean, variance: &variance };
-                    let normalised_by = if mode.batch_statistics { Normalisation::Batch } else { fixed };
-                    let (output, statistics) = ops::conv_block(&value, weight, parameters.each_ref(), BLOCK, normalised_by)?;
-                    moved.extend(statistics.map(|statistics| (normalisation.clone(), statistics)));
-                    output
-                }
-                Layer::Flatten => value.flatten_from(1)?,
-                Layer::Linear { name, .. } => {
-                    let [weight, bias] = ["weight", "bias"].map(|kind| self.parameter(name, kind, is_trainable));
-                    let weight = Weight::new(&weight, is_trainable.then(|| &self.deposits[name]));
-                    ops::linear(&value, weight, &bias)?
-                }
-                Layer::Relu => ops::relu(&value)?,
-                Layer::Dropout(probability) if mode.dropout && *probability > 0.0 => ops::dropout(&value, *probability, dropout)?,
-                Layer::Dropout(_) => value,
-            };
-        }
-    }
-
-    /// The gradients of a loss of this network's output. candle's own backward pass knows nothing of those of the layers' weights.
-    ///
-    /// # Errors
-    /// When the loss is not one number.
-    pub fn backward(&self, loss: &Tensor) -> Result<GradStore> {
-        backward(loss, &[self])
-    }
-
-    /// A block as it is frozen in eval mode; nothing for other layers.
-    fn frozen_block(&self, layer: &Layer) -> Option<FrozenBlock> {
-        let Layer::Block { convolution, normalisation, .. } = layer else { return None };
-        let (weight, parameters) = self.block_parameters(convolution, normalisation, false);
-        let [mean, variance] = self.averages[normalisation].wide();
-        Some(FrozenBlock { weight, parameters, mean, variance, block: BLOCK })
-    }
-
-    /// The convolution's weight; its bias, and the normalisation's scale and shift.
-    fn block_parameters(&self, convolution: &str, normalisation: &str, is_trainable: bool) -> (Tensor, [Tensor; 3]) {
-        let others = [(convolution, "bias"), (normalisation, "weight"), (normalisation, "bias")];
-        (self.parameter(convolution, "weight", is_trainable), others.map(|(name, kind)| self.parameter(name, kind, is_trainable)))
-    }
-
-    /// A parameter, which takes part in differentiation where it is trainable.
-    fn parameter(&self, name: &str, kind: &str, is_trainable: bool) -> Tensor {
-        let parameter = &self.parameters[&format!("{name}.{kind}")];
-        if is_trainable { parameter.as_tensor().clone() } else { parameter.as_detached_tensor() }
     }
 
     /// As [`Self::forward`] in eval mode, where nothing but the input takes part in differentiation.
@@ -337,58 +377,332 @@ impl Network {
     /// # Errors
     /// When the shapes do not fit.
     pub fn evaluate(&self, input: &Tensor, parts: &[Part]) -> Result<Tensor> {
-        // In eval mode neither the buffers nor the dropout stream are touched.
-        Ok(self.run(input, parts, all(Mode::EVAL), &[], &mut Streams::new(0, "evaluate").stream("unused"))?.0)
+        self.run(input, self.steps_of(parts)?, &mut Pass::in_eval_mode(&Trainable::none()))
     }
 
-    /// The names of the batch normalisations of a part, in order.
-    pub(crate) fn batch_norms(&self, part: Part) -> Vec<String> {
-        let names = self.layers[part as usize].iter().filter_map(|layer| match layer {
-            Layer::Block { normalisation, .. } => Some(normalisation.clone()),
-            _ => None,
-        });
-        names.collect()
+    /// As [`Self::forward`] in eval mode through all parts: nothing but the gradients depends on what is `trainable`.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn judge(&self, input: &Tensor, trainable: &Trainable) -> Result<Tensor> {
+        self.run(input, 0..self.graph.steps().len(), &mut Pass::in_eval_mode(trainable))
     }
 
-    /// What the named batch normalisation of a part sees of a batch, given the output of the parts before, with all that lies before it in eval mode.
-    pub(crate) fn statistics(&self, input: &Tensor, part: Part, name: &str) -> Result<Statistics> {
-        let mut value = input.clone();
-        for layer in &self.layers[part as usize] {
-            match layer {
-                Layer::ChannelsLast => value = ops::channels_last(&value)?,
-                Layer::Block { convolution, normalisation, .. } if normalisation == name => {
-                    let (weight, parameters) = self.block_parameters(convolution, normalisation, false);
-                    let (_, statistics) = ops::conv_block(&value, &weight, parameters.each_ref(), BLOCK, Normalisation::Batch)?;
-                    return statistics.ok_or_else(|| candle_core::Error::msg("a batch has statistics"));
-                }
-                Layer::Block { .. } => value = ops::frozen_blocks(&value, &[self.frozen_block(layer).expect("a block")])?,
-                _ => break,
+    /// The feature vectors of images, [N, D], on which clustering and condensation work; in eval mode, where nothing but the images takes part in
+    /// differentiation.
+    ///
+    /// # Errors
+    /// When the shapes do not fit.
+    pub fn features(&self, images: &Tensor) -> Result<Tensor> {
+        self.run(images, 0..self.graph.features(), &mut Pass::in_eval_mode(&Trainable::none()))?.flatten_from(1)
+    }
+
+    /// The gradients of a loss of this network's output, one for each parameter that is trainable.
+    ///
+    /// # Errors
+    /// When the loss is not one number, or does not depend on one of them.
+    pub fn backward(&self, loss: &Tensor, trainable: &Trainable) -> Result<Gradients> {
+        Ok(backward(loss, &[(self, trainable)])?.pop().expect("one for each network"))
+    }
+
+    /// The steps of consecutive parts.
+    fn steps_of(&self, parts: &[Part]) -> Result<Range<usize>> {
+        let (Some(&first), Some(&last)) = (parts.first(), parts.last()) else { return Ok(0..0) };
+        if parts.windows(2).any(|pair| pair[0] as usize + 1 != pair[1] as usize) {
+            bail!("parts are gone through one after the other, not as {parts:?}");
+        }
+        Ok(self.graph.range(first).start..self.graph.range(last).end)
+    }
+
+    /// Takes `input`, the value before the first of the steps, through them.
+    fn run(&self, input: &Tensor, steps: Range<usize>, pass: &mut Pass<'_>) -> Result<Tensor> {
+        if steps.is_empty() {
+            return Ok(input.clone());
+        }
+        let mut values = self.enter(input, &steps)?;
+        let pieces = self.pieces.partition_point(|piece| piece.steps.start < steps.start);
+        let end = self.pieces.partition_point(|piece| piece.steps.end <= steps.end);
+        self.go_through(&mut values, &self.pieces[pieces..end], pass)?;
+        values.remove(&steps.end).ok_or_else(|| candle_core::Error::msg("the last step has a result"))
+    }
+
+    /// The value before the first step, as the kernels take it.
+    fn enter(&self, input: &Tensor, steps: &Range<usize>) -> Result<BTreeMap<Value, Tensor>> {
+        let mut input = input.to_dtype(self.place.dtype)?.to_device(&self.place.device)?;
+        let is_flattened = || self.graph.steps().first().is_some_and(|step| step.operation == Operation::Flatten);
+        if steps.start == 0 && !is_flattened() {
+            // Images come channels first; inside, they are channels last.
+            input = if self.composes() { composed::channels_last(&input)? } else { ops::channels_last(&input)? };
+        }
+        Ok(BTreeMap::from([(steps.start, input)]))
+    }
+
+    /// Whether operations are composed of candle's.
+    fn composes(&self) -> bool {
+        self.place.composed || !self.place.device.is_cpu()
+    }
+
+    fn go_through(&self, values: &mut BTreeMap<Value, Tensor>, pieces: &[Piece], pass: &mut Pass<'_>) -> Result<()> {
+        let mut rest = pieces;
+        while let Some(piece) = rest.first() {
+            let frozen = self.frozen_run(rest, pass);
+            let count = frozen.len().max(1);
+            let end = rest[count - 1].steps.end;
+            let result = if frozen.is_empty() {
+                self.compute(values, piece, pass)?
+            } else {
+                let input = argument(values, self.graph.steps()[piece.steps.start].inputs[0])?;
+                if self.composes() { composed::frozen_blocks(&input, &frozen)? } else { ops::frozen_blocks(&input, &frozen)? }
+            };
+            // What nobody will ask for again.
+            values.retain(|&value, _| self.graph.last_use(value) >= end);
+            values.insert(end, result);
+            rest = &rest[count..];
+        }
+        Ok(())
+    }
+
+    /// The blocks at the start of `pieces` that are frozen and pass their result on to the next one only.
+    fn frozen_run(&self, pieces: &[Piece], pass: &Pass<'_>) -> Vec<FrozenBlock> {
+        let mut blocks = Vec::new();
+        for (index, piece) in pieces.iter().enumerate() {
+            let steps = self.graph.steps();
+            let is_chained =
+                index == 0 || steps[piece.steps.start].inputs == [piece.steps.start] && self.graph.uses(piece.steps.start) == 1;
+            match self.frozen_block(piece, pass).filter(|_| is_chained) {
+                Some(block) => blocks.push(block),
+                None => break,
             }
         }
-        bail!("`{name}` is not among the first layers of its part")
+        blocks
     }
 
-    /// Sets the running averages of the named batch normalisation.
-    pub(crate) fn set_averages(&mut self, name: &str, statistics: &Statistics) {
-        let averages = self.averages.get_mut(name).expect("built with every layer");
-        averages.mean = statistics.mean.iter().map(|&mean| mean as f32).collect();
-        averages.variance = statistics.unbiased_variance().iter().map(|&variance| variance as f32).collect();
+    /// A block as it is frozen in eval mode; nothing where it is not, or for other pieces.
+    fn frozen_block(&self, piece: &Piece, pass: &Pass<'_>) -> Option<FrozenBlock> {
+        let steps = &self.graph.steps()[piece.steps.clone()];
+        let (block, parameters, [mean, variance]) = match piece.kernel {
+            Kernel::Block(block) if !self.mode(piece, pass).batch_statistics => {
+                (block, self.block_parameters(steps, pass.trainable).ok()?, self.wide(&steps[1]))
+            }
+            Kernel::Rectified(block) => {
+                let outputs = steps[0].slots[0].shape[0];
+                (block, self.plain_parameters(&steps[0], pass.trainable).ok()?, plain(outputs))
+            }
+            _ => return None,
+        };
+        let is_trained = steps.iter().flat_map(|step| &step.slots).any(|slot| pass.trainable.contains(&slot.name));
+        let weight = self.parameter(&steps[0], 0, pass.trainable);
+        (!is_trained).then_some(FrozenBlock { weight, parameters, mean, variance, block })
+    }
+
+    fn mode(&self, piece: &Piece, pass: &Pass<'_>) -> Mode {
+        pass.modes[self.graph.part_of(piece.steps.start) as usize]
+    }
+
+    /// The running averages of a batch normalisation.
+    fn wide(&self, step: &Step) -> [Vec<f64>; 2] {
+        let averages = &self.averages[&step.name];
+        [averages.mean.clone(), averages.variance.clone()]
+    }
+
+    /// The bias of a convolution, and scale and shift of its normalisation.
+    fn block_parameters(&self, steps: &[Step], trainable: &Trainable) -> Result<[Tensor; 3]> {
+        Ok([self.bias(&steps[0], trainable)?, self.parameter(&steps[1], 0, trainable), self.parameter(&steps[1], 1, trainable)])
+    }
+
+    /// The same of a convolution without a normalisation: one that changes nothing.
+    fn plain_parameters(&self, step: &Step, trainable: &Trainable) -> Result<[Tensor; 3]> {
+        let bias = self.bias(step, trainable)?;
+        let (one, zero) = (bias.ones_like()?, bias.zeros_like()?);
+        Ok([bias, one, zero])
+    }
+
+    /// The bias of a convolution; zeros where it has none.
+    fn bias(&self, step: &Step, trainable: &Trainable) -> Result<Tensor> {
+        match step.slots.len() {
+            1 => Tensor::zeros(step.slots[0].shape[0], self.place.dtype, &self.place.device),
+            _ => Ok(self.parameter(step, 1, trainable)),
+        }
+    }
+
+    /// A parameter, which takes part in differentiation where it is trainable.
+    fn parameter(&self, step: &Step, slot: usize, trainable: &Trainable) -> Tensor {
+        let name = &step.slots[slot].name;
+        let parameter = &self.parameters[name];
+        if trainable.contains(name) { parameter.as_tensor().clone() } else { parameter.as_detached_tensor() }
+    }
+
+    /// Computes a piece; nothing is frozen about it that [`ops::frozen_blocks`] knows of.
+    fn compute(&self, values: &BTreeMap<Value, Tensor>, piece: &Piece, pass: &mut Pass<'_>) -> Result<Tensor> {
+        /// An operation, or what it is composed of.
+        macro_rules! run {
+            ($operation:ident($($argument:expr),*)) => {
+                if self.composes() { composed::$operation($($argument),*)? } else { ops::$operation($($argument),*)? }
+            };
+        }
+        let steps = &self.graph.steps()[piece.steps.clone()];
+        let (step, mode, trainable) = (&steps[0], self.mode(piece, pass), pass.trainable);
+        let input = argument(values, step.inputs[0])?;
+        // Where the gradient of the weight is left, past candle's accumulator.
+        let deposit = step.slots.first().filter(|slot| trainable.contains(&slot.name)).and_then(|slot| self.deposits.get(&slot.name));
+        let norm = |step: &Step, pass: &mut Pass<'_>, statistics: Option<Statistics>| {
+            pass.moved.extend(statistics.map(|statistics| (step.name.clone(), statistics)));
+        };
+        Ok(match (piece.kernel, step.operation) {
+            (Kernel::Block(block), _) => {
+                let (weight, parameters) = (self.parameter(step, 0, trainable), self.block_parameters(steps, trainable)?);
+                let [mean, variance] = self.wide(&steps[1]);
+                let fixed = Normalisation::Fixed { mean: &mean, variance: &variance };
+                let normalised_by = if mode.batch_statistics { Normalisation::Batch } else { fixed };
+                let weight = Weight::new(&weight, deposit);
+                let (output, statistics) = run!(conv_block(&input, weight, parameters.each_ref(), block, normalised_by));
+                norm(&steps[1], pass, statistics);
+                output
+            }
+            (Kernel::Rectified(block), _) => {
+                let (weight, parameters) = (self.parameter(step, 0, trainable), self.plain_parameters(step, trainable)?);
+                let [mean, variance] = plain(step.slots[0].shape[0]);
+                let fixed = Normalisation::Fixed { mean: &mean, variance: &variance };
+                let weight = Weight::new(&weight, deposit);
+                run!(conv_block(&input, weight, parameters.each_ref(), block, fixed)).0
+            }
+            (Kernel::InstanceBlock { pool }, _) => {
+                let [scale, shift] = [0, 1].map(|slot| self.parameter(step, slot, trainable));
+                run!(instance_block(&input, [&scale, &shift], BATCH_NORM_EPSILON, InstanceBlock { rectify: true, pool }))
+            }
+            (Kernel::AddRelu, _) => run!(add_relu(&input, &argument(values, step.inputs[1])?)),
+            (Kernel::Step, Operation::Convolution { stride, padding, .. }) => {
+                let (weight, bias) = (self.parameter(step, 0, trainable), self.bias(step, trainable)?);
+                let weight = Weight::new(&weight, deposit);
+                run!(conv2d(&input, weight, &bias, Convolution { stride, padding }))
+            }
+            (Kernel::Step, Operation::Dictionary { .. }) => {
+                let [weight, bias] = [0, 1].map(|slot| &self.fixed[&step.slots[slot].name]);
+                run!(conv2d(&input, Weight::from(weight), bias, Convolution { stride: 1, padding: 0 }))
+            }
+            (Kernel::Step, Operation::TransposedConvolution { stride, padding, .. }) => {
+                let [weight, bias] = [0, 1].map(|slot| self.parameter(step, slot, trainable));
+                let weight = Weight::new(&weight, deposit);
+                run!(conv_transpose2d(&input, weight, &bias, Convolution { stride, padding }))
+            }
+            (Kernel::Step, Operation::BatchNorm) => {
+                let [scale, shift] = [0, 1].map(|slot| self.parameter(step, slot, trainable));
+                let [mean, variance] = self.wide(step);
+                let fixed = Normalisation::Fixed { mean: &mean, variance: &variance };
+                let normalised_by = if mode.batch_statistics { Normalisation::Batch } else { fixed };
+                let (output, statistics) = run!(batch_norm(&input, &scale, &shift, normalised_by));
+                norm(step, pass, statistics);
+                output
+            }
+            (Kernel::Step, Operation::InstanceNorm) => {
+                let [scale, shift] = [0, 1].map(|slot| self.parameter(step, slot, trainable));
+                let block = InstanceBlock { rectify: false, pool: false };
+                run!(instance_block(&input, [&scale, &shift], BATCH_NORM_EPSILON, block))
+            }
+            (Kernel::Step, Operation::LayerNorm { epsilon }) => {
+                let [scale, shift] = [0, 1].map(|slot| self.parameter(step, slot, trainable));
+                run!(layer_norm(&input, &scale, &shift, epsilon))
+            }
+            (Kernel::Step, Operation::Linear { .. }) => {
+                let [weight, bias] = [0, 1].map(|slot| self.parameter(step, slot, trainable));
+                let weight = Weight::new(&weight, deposit);
+                run!(linear(&input, weight, &bias))
+            }
+            (Kernel::Step, Operation::Relu) => run!(relu(&input)),
+            (Kernel::Step, Operation::Gelu) => run!(gelu(&input)),
+            (Kernel::Step, Operation::Sigmoid) => run!(sigmoid(&input)),
+            (Kernel::Step, Operation::BothSides) => {
+                let negative = input.neg()?;
+                Tensor::cat(&[run!(relu(&input)), run!(relu(&negative))], 3)?
+            }
+            (Kernel::Step, Operation::MaxPool(pooling)) => run!(max_pool2d(&input, pooling)),
+            (Kernel::Step, Operation::AveragePool(pooling)) => run!(avg_pool2d(&input, pooling)),
+            (Kernel::Step, Operation::AdaptiveAveragePool { rows, columns }) => run!(adaptive_avg_pool2d(&input, [rows, columns])),
+            (Kernel::Step, Operation::Flatten) if step.inputs[0] == 0 || !self.graph.is_image(step.inputs[0]) => input.flatten_from(1)?,
+            (Kernel::Step, Operation::Flatten) => run!(channels_first(&input)).flatten_from(1)?,
+            (Kernel::Step, Operation::Dropout(probability)) if mode.dropout && probability > 0.0 => {
+                let Some(stream) = pass.dropout.as_deref_mut() else { bail!("dropout in training needs random numbers") };
+                run!(dropout(&input, probability, stream))
+            }
+            (Kernel::Step, Operation::Dropout(_)) => input,
+            (Kernel::Step, Operation::Add) => run!(add(&input, &argument(values, step.inputs[1])?)),
+            (Kernel::Step, Operation::Tokens) => {
+                let (count, height, width, channels) = input.dims4()?;
+                let [class, position] = [0, 1].map(|slot| self.parameter(step, slot, trainable));
+                let class = class.broadcast_as((count, 1, channels))?;
+                Tensor::cat(&[class, input.reshape((count, height * width, channels))?], 1)?.broadcast_add(&position)?
+            }
+            (Kernel::Step, Operation::Attention { heads }) => run!(attention_of_tokens(&input, heads)),
+            (Kernel::Step, Operation::FirstToken) => input.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?,
+        })
+    }
+
+    /// The batch normalisations of a part, by their steps, in order.
+    pub(crate) fn batch_norms(&self, part: Part) -> Vec<usize> {
+        self.graph.range(part).filter(|&step| self.graph.steps()[step].operation == Operation::BatchNorm).collect()
+    }
+
+    /// What the batch normalisation at `step` sees of a batch, given the output of the parts before its part, with all that lies before it in eval mode.
+    pub(crate) fn statistics(&self, input: &Tensor, step: usize) -> Result<Statistics> {
+        let start = self.graph.range(self.graph.part_of(step)).start;
+        let mut values = self.enter(input, &(start..step))?;
+        let first = self.pieces.partition_point(|piece| piece.steps.start < start);
+        let own = self.pieces.partition_point(|piece| piece.steps.end <= step);
+        let none = Trainable::none();
+        self.go_through(&mut values, &self.pieces[first..own], &mut Pass::in_eval_mode(&none))?;
+        let mut pass = Pass { modes: all(Mode { batch_statistics: true, dropout: false }), ..Pass::in_eval_mode(&none) };
+        self.compute(&values, &self.pieces[own], &mut pass)?;
+        pass.moved.pop().map(|(_, statistics)| statistics).ok_or_else(|| candle_core::Error::msg("a batch has statistics"))
+    }
+
+    /// Sets the running averages of the batch normalisation at `step`.
+    pub(crate) fn set_averages(&mut self, step: usize, statistics: &Statistics) {
+        let averages = self.averages.get_mut(&self.graph.steps()[step].name).expect("built with every step");
+        averages.mean = statistics.mean.iter().map(|&mean| rounded(mean, self.place.dtype)).collect();
+        averages.variance = statistics.unbiased_variance().iter().map(|&variance| rounded(variance, self.place.dtype)).collect();
     }
 }
 
-/// The gradients of a loss that depends on the outputs of several networks.
+impl<'a> Pass<'a> {
+    fn in_eval_mode(trainable: &'a Trainable) -> Self {
+        Self { modes: all(Mode::EVAL), trainable, dropout: None, moved: Vec::new() }
+    }
+}
+
+/// Mean and variance that leave `channels` values as they are.
+fn plain(channels: usize) -> [Vec<f64>; 2] {
+    [vec![0.0; channels], vec![1.0 - BATCH_NORM_EPSILON; channels]]
+}
+
+fn argument(values: &BTreeMap<Value, Tensor>, value: Value) -> Result<Tensor> {
+    values.get(&value).cloned().ok_or_else(|| candle_core::Error::msg(format!("value {value} lies before the steps that are gone through")))
+}
+
+fn stored(tensor: &Tensor) -> Result<Stored> {
+    let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
+    Ok(match tensor.dtype() {
+        DType::F64 => Stored::F64(Array::new(tensor.dims().to_vec(), flat.to_vec1()?)),
+        _ => Stored::F32(Array::new(tensor.dims().to_vec(), flat.to_vec1()?)),
+    })
+}
+
+/// The gradients of a loss that depends on the outputs of several networks, for each of them those of the parameters that are trainable.
 ///
 /// # Errors
-/// When the loss is not one number.
-pub fn backward(loss: &Tensor, networks: &[&Network]) -> Result<GradStore> {
+/// When the loss is not one number, or does not depend on one of the parameters.
+pub fn backward(loss: &Tensor, networks: &[(&Network, &Trainable)]) -> Result<Vec<Gradients>> {
     // What a backward pass that nobody asked these networks about left behind.
-    let deposits = || networks.iter().flat_map(|network| network.deposits.iter().map(move |deposit| (network, deposit)));
-    deposits().for_each(|(_, (_, deposit))| drop(deposit.take()));
-    let mut gradients = loss.backward()?;
-    for (network, (name, deposit)) in deposits() {
-        if let Some(gradient) = deposit.take() {
-            gradients.insert(&network.parameters[&format!("{name}.weight")], gradient);
-        }
-    }
-    Ok(gradients)
+    networks.iter().flat_map(|(network, _)| network.deposits.values()).for_each(|deposit| drop(deposit.take()));
+    let mut collected = loss.backward()?;
+    let of_network = |&(network, trainable): &(&Network, &Trainable)| {
+        let of_parameter = |(name, parameter): (&str, &Var)| {
+            let left = network.deposits.get(name).and_then(Deposit::take);
+            match left.or_else(|| collected.remove(parameter)) {
+                Some(gradient) => Ok((name.to_owned(), gradient)),
+                None => bail!("`{name}` is to be trained, but the loss does not depend on it; train only what it depends on"),
+            }
+        };
+        network.parameters(trainable).into_iter().map(of_parameter).collect()
+    };
+    networks.iter().map(of_network).collect()
 }

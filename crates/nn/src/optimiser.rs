@@ -1,19 +1,21 @@
-//! Adam and SGD with momentum, one pass over each parameter, with a state that can be saved.
+//! Adam and SGD with their variants, one pass over each parameter, with a state that can be saved.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
-use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Var, bail};
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Storage, Tensor, Var, bail};
 use dcu_artifact::{Array, Tensor as Stored};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::gradients::Gradients;
 use crate::vector::vectorised;
 
 const CHUNK: usize = 1 << 14;
 const BETAS: (f64, f64) = (0.9, 0.999);
 const EPSILON: f64 = 1e-8;
+/// Added to the norm that gradients are clipped by, as in PyTorch.
+const CLIP_EPSILON: f64 = 1e-6;
 
 /// An update rule.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -23,6 +25,11 @@ pub enum Rule {
         /// Added to the gradient, times the parameter.
         weight_decay: f64,
     },
+    /// Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), as `torch.optim.AdamW`.
+    AdamW {
+        /// How much of the parameter a step takes away, times the rate, before Adam moves it.
+        weight_decay: f64,
+    },
     /// Gradient descent as `torch.optim.SGD`, without dampening.
     Sgd {
         /// How much of the last step is kept.
@@ -30,20 +37,83 @@ pub enum Rule {
         /// Added to the gradient, times the parameter.
         weight_decay: f64,
     },
+    /// The same with Nesterov's momentum, as `torch.optim.SGD` with `nesterov=True`: a step looks ahead by the momentum that it has just gained.
+    Nesterov {
+        /// How much of the last step is kept.
+        momentum: f64,
+        /// Added to the gradient, times the parameter.
+        weight_decay: f64,
+    },
+}
+
+impl Rule {
+    /// The rule for a parameter that weight decay spares.
+    fn without_decay(self) -> Self {
+        match self {
+            Self::Adam { .. } => Self::Adam { weight_decay: 0.0 },
+            Self::AdamW { .. } => Self::AdamW { weight_decay: 0.0 },
+            Self::Sgd { momentum, .. } => Self::Sgd { momentum, weight_decay: 0.0 },
+            Self::Nesterov { momentum, .. } => Self::Nesterov { momentum, weight_decay: 0.0 },
+        }
+    }
+
+    fn has_second_moments(self) -> bool {
+        matches!(self, Self::Adam { .. } | Self::AdamW { .. })
+    }
+}
+
+/// Moments, of the type of their parameter.
+#[derive(Debug, Clone, PartialEq)]
+enum Moments {
+    F32(Vec<f32>),
+    F64(Vec<f64>),
+}
+
+impl Moments {
+    fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::F64(values) => values.len(),
+        }
+    }
+
+    fn dtype(&self) -> DType {
+        match self {
+            Self::F32(_) => DType::F32,
+            Self::F64(_) => DType::F64,
+        }
+    }
+
+    fn to_tensor(&self) -> Stored {
+        match self {
+            Self::F32(values) => Stored::F32(Array::vector(values.clone())),
+            Self::F64(values) => Stored::F64(Array::vector(values.clone())),
+        }
+    }
 }
 
 /// Moments of one parameter. A parameter that is frozen keeps its moments and its count of steps.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq)]
 struct State {
-    first: Vec<f32>,
-    second: Vec<f32>,
+    first: Moments,
+    second: Moments,
     steps: u64,
+}
+
+impl State {
+    /// All zeros, of `count` values.
+    fn new(rule: Rule, dtype: DType, count: usize) -> Self {
+        let zeros = |count: usize| if dtype == DType::F64 { Moments::F64(vec![0.0; count]) } else { Moments::F32(vec![0.0; count]) };
+        Self { first: zeros(count), second: zeros(if rule.has_second_moments() { count } else { 0 }), steps: 0 }
+    }
 }
 
 /// An optimiser with its state, by the parameters' names.
 #[derive(Debug, Clone)]
 pub struct Optimiser {
     rule: Rule,
+    clip: Option<f64>,
+    spared: BTreeSet<String>,
     states: BTreeMap<String, State>,
 }
 
@@ -51,35 +121,56 @@ impl Optimiser {
     /// A fresh optimiser.
     #[must_use]
     pub fn new(rule: Rule) -> Self {
-        Self { rule, states: BTreeMap::new() }
+        Self { rule, clip: None, spared: BTreeSet::new(), states: BTreeMap::new() }
     }
 
-    /// One step on all `parameters`.
+    /// The same, which scales the gradients of a step so that their norm over all its parameters together is `norm` at most, as
+    /// `torch.nn.utils.clip_grad_norm_`.
+    #[must_use]
+    pub fn clipped(self, norm: f64) -> Self {
+        Self { clip: Some(norm), ..self }
+    }
+
+    /// The same, without weight decay on the parameters of the given names.
+    #[must_use]
+    pub fn sparing(self, names: BTreeSet<String>) -> Self {
+        Self { spared: names, ..self }
+    }
+
+    /// One step on all `parameters`, which are of f32 or f64.
     ///
     /// # Errors
-    /// When a parameter has no gradient, or the gradient or a restored moment has another shape than its parameter. No parameter has moved then.
-    pub fn step(&mut self, parameters: &BTreeMap<&str, &Var>, gradients: &GradStore, rate: f64) -> Result<()> {
+    /// When a parameter has no gradient, the gradient or a restored moment has another shape or type than its parameter, or the gradients are to be
+    /// clipped and their norm is not finite. No parameter has moved then.
+    pub fn step(&mut self, parameters: &BTreeMap<&str, &Var>, gradients: &Gradients, rate: f64) -> Result<()> {
         let mut steps = Vec::with_capacity(parameters.len());
         for (&name, &parameter) in parameters {
-            let Some(gradient) = gradients.get(parameter.as_tensor()) else {
-                bail!(
-                    "`{name}` is to be trained, but the loss gives it no gradient; take the gradients of a network's loss from \
-                     `Network::backward`, those of several networks' from `network::backward`, and train only what the loss depends on"
-                );
+            let Some(gradient) = gradients.get(name) else {
+                bail!("`{name}` is to be trained, but there is no gradient of it; take the gradients with all that is to be trained");
             };
             if gradient.dims() != parameter.dims() {
                 bail!("the gradient of `{name}` has the shape {:?}, the parameter {:?}", gradient.dims(), parameter.dims());
             }
-            if let Some(state) = self.states.get(name).filter(|state| state.first.len() != parameter.elem_count()) {
-                bail!("the optimiser has {} moments of `{name}`, which has {} values", state.first.len(), parameter.elem_count());
+            if let Some(state) = self.states.get(name) {
+                if state.first.len() != parameter.elem_count() {
+                    bail!("the optimiser has {} moments of `{name}`, which has {} values", state.first.len(), parameter.elem_count());
+                }
+                if state.first.dtype() != parameter.dtype() {
+                    bail!("the optimiser's moments of `{name}` are {:?}, the parameter is {:?}", state.first.dtype(), parameter.dtype());
+                }
             }
-            steps.push((name, parameter, gradient));
+            steps.push((name, parameter, gradient.contiguous()?));
         }
+        let scale = match self.clip {
+            Some(most) => clip_factor(most, steps.iter().map(|(.., gradient)| gradient))?,
+            None => 1.0,
+        };
         for (name, parameter, gradient) in steps {
-            let state = self.states.entry(name.to_owned()).or_default();
+            let new = || State::new(self.rule, parameter.dtype(), parameter.elem_count());
+            let state = self.states.entry(name.to_owned()).or_insert_with(new);
             state.steps += 1;
-            let update = Update { rule: self.rule, rate, state: Mutex::new(state) };
-            parameter.inplace_op2(&gradient.contiguous()?, &update)?;
+            let rule = if self.spared.contains(name) { self.rule.without_decay() } else { self.rule };
+            parameter.inplace_op2(&gradient, &Update { rule, rate, scale, state: Mutex::new(state) })?;
         }
         Ok(())
     }
@@ -89,8 +180,8 @@ impl Optimiser {
     pub fn to_tensors(&self) -> BTreeMap<String, Stored> {
         let mut tensors = BTreeMap::new();
         for (name, state) in &self.states {
-            tensors.insert(format!("{name}@first"), Stored::F32(Array::vector(state.first.clone())));
-            tensors.insert(format!("{name}@second"), Stored::F32(Array::vector(state.second.clone())));
+            tensors.insert(format!("{name}@first"), state.first.to_tensor());
+            tensors.insert(format!("{name}@second"), state.second.to_tensor());
             tensors.insert(format!("{name}@steps"), Stored::U64(Array::vector(vec![state.steps])));
         }
         tensors
@@ -108,13 +199,15 @@ impl Optimiser {
                 continue;
             }
             let moments = |moment: &str| match tensors.get(&format!("{name}@{moment}")) {
-                Some(Stored::F32(array)) => Ok(array.data.clone()),
-                _ => bail!("`{name}@{moment}` is missing, or not of the type F32"),
+                Some(Stored::F32(array)) => Ok(Moments::F32(array.data.clone())),
+                Some(Stored::F64(array)) => Ok(Moments::F64(array.data.clone())),
+                _ => bail!("`{name}@{moment}` is missing, or neither of the type F32 nor of F64"),
             };
             let (first, second) = (moments("first")?, moments("second")?);
-            let seconds = if matches!(rule, Rule::Adam { .. }) { first.len() } else { 0 };
-            if second.len() != seconds {
-                bail!("`{name}@second` has {} values; with {} first moments {rule:?} has {seconds}", second.len(), first.len());
+            let seconds = if rule.has_second_moments() { first.len() } else { 0 };
+            if second.len() != seconds || second.dtype() != first.dtype() {
+                let (found, expected) = ((second.len(), second.dtype()), (seconds, first.dtype()));
+                bail!("`{name}@second` has {found:?} values; with {} first moments {rule:?} has {expected:?}", first.len());
             }
             let steps = match tensors.get(&format!("{name}@steps")) {
                 Some(Stored::U64(array)) if array.data.len() == 1 => array.data[0],
@@ -131,9 +224,53 @@ impl Optimiser {
     }
 }
 
+/// What gradients are scaled by, so that their common norm is `most` at most.
+fn clip_factor<'a>(most: f64, gradients: impl Iterator<Item = &'a Tensor>) -> Result<f64> {
+    let mut squares = 0.0;
+    for gradient in gradients {
+        let (storage, layout) = gradient.storage_and_layout();
+        let (Storage::Cpu(storage), Some((from, to))) = (&*storage, layout.contiguous_offsets()) else {
+            bail!("gradients are clipped on the CPU")
+        };
+        squares += match storage {
+            CpuStorage::F32(values) => sum_of_squares(&values[from..to]),
+            CpuStorage::F64(values) => sum_of_squares(&values[from..to]),
+            _ => bail!("the optimiser needs f32 or f64"),
+        };
+    }
+    let norm = squares.sqrt();
+    if !norm.is_finite() {
+        bail!("the gradients have the norm {norm}: the training diverged; give a lower `lr`");
+    }
+    Ok((most / (norm + CLIP_EPSILON)).min(1.0))
+}
+
+fn sum_of_squares<T: Copy + Sync + Into<f64>>(values: &[T]) -> f64 {
+    /// Sums side by side.
+    const LANES: usize = 16;
+    let of_chunk = |chunk: &[T]| {
+        vectorised(
+            #[inline(always)]
+            || {
+                let mut lanes = [0.0_f64; LANES];
+                for part in chunk.chunks(LANES) {
+                    for (lane, &value) in lanes.iter_mut().zip(part) {
+                        let value: f64 = value.into();
+                        *lane = value.mul_add(value, *lane);
+                    }
+                }
+                lanes.iter().sum::<f64>()
+            },
+        )
+    };
+    values.par_chunks(CHUNK).map(of_chunk).collect::<Vec<f64>>().into_iter().sum()
+}
+
 struct Update<'a> {
     rule: Rule,
     rate: f64,
+    /// What the gradient is scaled by.
+    scale: f64,
     state: Mutex<&'a mut State>,
 }
 
@@ -143,64 +280,122 @@ impl InplaceOp2 for Update<'_> {
     }
 
     fn cpu_fwd(&self, parameter: &mut CpuStorage, layout: &Layout, gradient: &CpuStorage, gradient_layout: &Layout) -> Result<()> {
-        let (CpuStorage::F32(parameter), CpuStorage::F32(gradient)) = (parameter, gradient) else { bail!("the optimiser needs f32") };
         let (Some((from, to)), Some((gradient_from, gradient_to))) = (layout.contiguous_offsets(), gradient_layout.contiguous_offsets())
         else {
             bail!("the optimiser needs contiguous tensors")
         };
         let mut state = self.state.lock().expect("used by one thread");
-        let (parameter, gradient) = (&mut parameter[from..to], &gradient[gradient_from..gradient_to]);
-        match self.rule {
-            Rule::Adam { weight_decay } => adam(parameter, gradient, &mut state, self.rate, weight_decay as f32),
-            Rule::Sgd { momentum, weight_decay } => {
-                sgd(parameter, gradient, &mut state, self.rate as f32, momentum as f32, weight_decay as f32)
+        let State { first, second, steps } = &mut **state;
+        match (parameter, gradient, first, second) {
+            (CpuStorage::F32(parameter), CpuStorage::F32(gradient), Moments::F32(first), Moments::F32(second)) => {
+                single::update(self, &mut parameter[from..to], &gradient[gradient_from..gradient_to], first, second, *steps);
             }
+            (CpuStorage::F64(parameter), CpuStorage::F64(gradient), Moments::F64(first), Moments::F64(second)) => {
+                double::update(self, &mut parameter[from..to], &gradient[gradient_from..gradient_to], first, second, *steps);
+            }
+            _ => bail!("the optimiser needs a parameter and a gradient of f32, or both of f64"),
         }
         Ok(())
     }
 }
 
-fn adam(parameter: &mut [f32], gradient: &[f32], state: &mut State, rate: f64, weight_decay: f32) {
-    state.first.resize(parameter.len(), 0.0);
-    state.second.resize(parameter.len(), 0.0);
-    let correction = |beta: f64| 1.0 - beta.powf(state.steps as f64);
-    let step = (rate / correction(BETAS.0)) as f32;
-    let root_correction = correction(BETAS.1).sqrt() as f32;
-    // Constants are rounded once, as in PyTorch: 1 - 0.999 in f32 would be off by 1.3e-5 of it. So are sums with a scaled term.
-    let (second_beta, epsilon) = (BETAS.1 as f32, EPSILON as f32);
-    let (of_first, of_second) = ((1.0 - BETAS.0) as f32, (1.0 - BETAS.1) as f32);
-    let chunks = parameter
-        .par_chunks_mut(CHUNK)
-        .zip(gradient.par_chunks(CHUNK))
-        .zip(state.first.par_chunks_mut(CHUNK))
-        .zip(state.second.par_chunks_mut(CHUNK));
-    chunks.for_each(|(((parameter, gradient), first), second)| {
-        vectorised(
-            #[inline(always)]
-            || {
-                for (((parameter, &gradient), first), second) in parameter.iter_mut().zip(gradient).zip(first).zip(second) {
-                    let gradient = weight_decay.mul_add(*parameter, gradient);
-                    *first = of_first.mul_add(gradient - *first, *first);
-                    *second = second_beta * *second + of_second * gradient * gradient;
-                    *parameter -= step * *first / (second.sqrt() / root_correction + epsilon);
+/// The rules for numbers of one type. Constants are rounded once, from f64, as in PyTorch: 1 - 0.999 in f32 would be off by 1.3e-5 of it. So are sums
+/// with a scaled term. What a rule does not do is done with a factor of 1 or 0, which changes nothing.
+macro_rules! rules {
+    ($module:ident, $real:ty) => {
+        mod $module {
+            use super::*;
+
+            pub(super) fn update(
+                update: &Update<'_>,
+                parameter: &mut [$real],
+                gradient: &[$real],
+                first: &mut [$real],
+                second: &mut [$real],
+                steps: u64,
+            ) {
+                let (rate, scale) = (update.rate, update.scale as $real);
+                match update.rule {
+                    Rule::Adam { weight_decay } => {
+                        adam(parameter, gradient, first, second, steps, rate, scale, (weight_decay as $real, 1.0));
+                    }
+                    Rule::AdamW { weight_decay } => {
+                        adam(parameter, gradient, first, second, steps, rate, scale, (0.0, (1.0 - rate * weight_decay) as $real));
+                    }
+                    Rule::Sgd { momentum, weight_decay } => {
+                        sgd::<false>(parameter, gradient, first, rate as $real, scale, momentum as $real, weight_decay as $real);
+                    }
+                    Rule::Nesterov { momentum, weight_decay } => {
+                        sgd::<true>(parameter, gradient, first, rate as $real, scale, momentum as $real, weight_decay as $real);
+                    }
                 }
-            },
-        );
-    });
+            }
+
+            /// `decay`: what of the parameter is added to the gradient, and what the parameter itself is multiplied with.
+            #[allow(clippy::too_many_arguments, reason = "the numbers of one formula")]
+            fn adam(
+                parameter: &mut [$real],
+                gradient: &[$real],
+                first: &mut [$real],
+                second: &mut [$real],
+                steps: u64,
+                rate: f64,
+                scale: $real,
+                decay: ($real, $real),
+            ) {
+                let correction = |beta: f64| 1.0 - beta.powf(steps as f64);
+                let step = (rate / correction(BETAS.0)) as $real;
+                let root_correction = correction(BETAS.1).sqrt() as $real;
+                let (second_beta, epsilon) = (BETAS.1 as $real, EPSILON as $real);
+                let (of_first, of_second) = ((1.0 - BETAS.0) as $real, (1.0 - BETAS.1) as $real);
+                let (added, kept) = decay;
+                let chunks = parameter
+                    .par_chunks_mut(CHUNK)
+                    .zip(gradient.par_chunks(CHUNK))
+                    .zip(first.par_chunks_mut(CHUNK))
+                    .zip(second.par_chunks_mut(CHUNK));
+                chunks.for_each(|(((parameter, gradient), first), second)| {
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            for (((parameter, &gradient), first), second) in parameter.iter_mut().zip(gradient).zip(first).zip(second) {
+                                let gradient = added.mul_add(*parameter, scale * gradient);
+                                *first = of_first.mul_add(gradient - *first, *first);
+                                *second = second_beta * *second + of_second * gradient * gradient;
+                                *parameter = kept * *parameter - step * *first / (second.sqrt() / root_correction + epsilon);
+                            }
+                        },
+                    );
+                });
+            }
+
+            fn sgd<const NESTEROV: bool>(
+                parameter: &mut [$real],
+                gradient: &[$real],
+                velocity: &mut [$real],
+                rate: $real,
+                scale: $real,
+                momentum: $real,
+                weight_decay: $real,
+            ) {
+                let chunks = parameter.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK)).zip(velocity.par_chunks_mut(CHUNK));
+                chunks.for_each(|((parameter, gradient), velocity)| {
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            for ((parameter, &gradient), velocity) in parameter.iter_mut().zip(gradient).zip(velocity) {
+                                let gradient = weight_decay.mul_add(*parameter, scale * gradient);
+                                *velocity = momentum * *velocity + gradient;
+                                let step = if NESTEROV { momentum.mul_add(*velocity, gradient) } else { *velocity };
+                                *parameter = (-rate).mul_add(step, *parameter);
+                            }
+                        },
+                    );
+                });
+            }
+        }
+    };
 }
 
-fn sgd(parameter: &mut [f32], gradient: &[f32], state: &mut State, rate: f32, momentum: f32, weight_decay: f32) {
-    state.first.resize(parameter.len(), 0.0);
-    let chunks = parameter.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK)).zip(state.first.par_chunks_mut(CHUNK));
-    chunks.for_each(|((parameter, gradient), velocity)| {
-        vectorised(
-            #[inline(always)]
-            || {
-                for ((parameter, &gradient), velocity) in parameter.iter_mut().zip(gradient).zip(velocity) {
-                    *velocity = momentum * *velocity + weight_decay.mul_add(*parameter, gradient);
-                    *parameter = (-rate).mul_add(*velocity, *parameter);
-                }
-            },
-        );
-    });
-}
+rules!(single, f32);
+rules!(double, f64);

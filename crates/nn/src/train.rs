@@ -1,105 +1,33 @@
 //! Training: one epoch over some parts, and the plain fit that base model, retraining and finetuning share.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor, bail};
-use dcu_artifact::Tensor as Stored;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use candle_core::{DType, Result, Tensor, bail};
+use dcu_artifact::{Array, Dataset, Holdout, Tensor as Stored};
 
 use crate::architecture::Part;
+use crate::augment::Augmentation;
+use crate::average::{self, Average, Weighting};
 use crate::evaluate;
-use crate::network::{self, Mode, Modes, Network};
-use crate::ops::{self, Statistics};
+use crate::gradients::Gradients;
+use crate::graph::Role;
+use crate::network::{self, Mode, Modes, Network, Trainable};
+use crate::ops::{self, Statistics, Targets};
 use crate::optimiser::{Optimiser, Rule};
+use crate::recipe::{Decay, Keep, Watch};
+pub use crate::recipe::{OptimiserName, Recipe, Schedule};
 use crate::rng::Streams;
 use crate::samples::Samples;
 
 /// Values that kept outputs of frozen parts may take; beyond it they are computed anew in each epoch, to the same bytes.
 const KEPT_VALUES: usize = 1 << 28;
 
-/// An update rule by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum OptimiserName {
-    /// Adam with betas 0.9 and 0.999.
-    Adam,
-    /// Stochastic gradient descent with momentum.
-    Sgd,
-}
-
-/// How the learning rate changes over the epochs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Schedule {
-    /// It does not.
-    Constant,
-    /// From the given rate to 0 along half a cosine.
-    Cosine,
-}
-
-/// How a network is trained from scratch.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Recipe {
-    /// Passes over the training set.
-    pub epochs: usize,
-    /// Samples in a batch; the last, smaller batch counts too.
-    pub batch: usize,
-    /// The learning rate of the first epoch.
-    pub lr: f64,
-    /// The update rule.
-    pub optimiser: OptimiserName,
-    /// How much of the last step SGD keeps.
-    pub momentum: f64,
-    /// Weight decay, added to the gradient.
-    pub weight_decay: f64,
-    /// How the learning rate changes over the epochs.
-    pub schedule: Schedule,
-}
-
-impl Recipe {
-    /// The update rule with its numbers.
-    #[must_use]
-    pub fn rule(&self) -> Rule {
-        match self.optimiser {
-            OptimiserName::Adam => Rule::Adam { weight_decay: self.weight_decay },
-            OptimiserName::Sgd => Rule::Sgd { momentum: self.momentum, weight_decay: self.weight_decay },
-        }
-    }
-
-    /// The learning rate of an epoch.
-    #[must_use]
-    pub fn rate(&self, epoch: usize) -> f64 {
-        match self.schedule {
-            Schedule::Constant => self.lr,
-            Schedule::Cosine => self.lr * 0.5 * (1.0 + (std::f64::consts::PI * epoch as f64 / self.epochs as f64).cos()),
-        }
-    }
-
-    /// Checks the ranges.
-    ///
-    /// # Errors
-    /// The name of the field to blame, and what would be right.
-    pub fn check(&self) -> std::result::Result<(), (&'static str, String)> {
-        let rules = [
-            (self.epochs > 0, "epochs", "at least 1"),
-            (self.batch > 1, "batch", "at least 2"),
-            (self.lr > 0.0 && self.lr.is_finite(), "lr", "a positive number"),
-            ((0.0..1.0).contains(&self.momentum), "momentum", "at least 0 and below 1"),
-            (self.weight_decay >= 0.0 && self.weight_decay.is_finite(), "weight_decay", "0 or more"),
-        ];
-        rules.into_iter().find(|(fits, ..)| !fits).map_or(Ok(()), |(_, name, rule)| Err((name, format!("`{name}` must be {rule}"))))
-    }
-}
-
 /// What one epoch does.
 #[derive(Clone, Copy)]
 pub struct Phase<'a> {
-    /// The parts whose parameters move.
-    pub trainable: &'a [Part],
+    /// The parameters that move.
+    pub trainable: &'a Trainable,
     /// The mode of each part.
     pub modes: Modes,
     /// Samples in a batch.
@@ -127,7 +55,8 @@ impl<'a> Prepared<'a> {
 
     /// The same, where the outputs are `most` values at most.
     fn within(most: usize, network: &Network, samples: &'a Samples, phase: Phase<'_>) -> Result<Self> {
-        let is_fixed = |part: &Part| !phase.trainable.contains(part) && network.is_fixed(*part, phase.modes[*part as usize]);
+        let is_trained = |part: &Part| Trainable::parts(network.graph(), &[*part]).iter().any(|name| phase.trainable.contains(name));
+        let is_fixed = |part: &Part| !is_trained(part) && network.is_fixed(*part, phase.modes[*part as usize]);
         let fixed = Part::ALL.iter().take_while(|part| is_fixed(part)).count();
         let (before, parts) = Part::ALL.split_at(fixed);
         if fixed == 0 || samples.is_empty() || output_size(network, samples, before)? > most {
@@ -152,12 +81,32 @@ impl<'a> Prepared<'a> {
     }
 
     /// The mean loss of a batch of these samples.
-    fn loss(&self, network: &mut Network, rows: &[usize], phase: Phase<'_>, step: u64) -> Result<Tensor> {
-        let (input, labels) = self.samples.batch(rows)?;
-        let mut dropout = phase.streams.indexed(&format!("{} dropout", phase.purpose), step);
+    fn loss(&self, network: &mut Network, rows: &[usize], phase: Phase<'_>, place: Place, treatment: Treatment<'_>) -> Result<Tensor> {
+        let (input, labels) = match treatment.augmentation {
+            Some(augmentation) => augmentation.batch(&self.samples, rows, phase.streams, phase.purpose, place.epoch)?,
+            None => self.samples.batch(rows)?,
+        };
+        let mut dropout = phase.streams.indexed(&format!("{} dropout", phase.purpose), place.step);
         let logits = network.forward(&input, &self.parts, phase.modes, phase.trainable, &mut dropout)?;
-        ops::cross_entropy(&logits, &labels)
+        let weighting = ops::Weighting { smoothing: treatment.smoothing, ..ops::Weighting::default() };
+        ops::weighted_cross_entropy(&logits, Targets::Labels(&labels), weighting)
     }
+}
+
+/// Where in a training a batch is.
+#[derive(Clone, Copy)]
+struct Place {
+    epoch: u64,
+    /// Steps since the beginning of the training.
+    step: u64,
+}
+
+/// What becomes of a batch beside what the network does with it.
+#[derive(Clone, Copy, Default)]
+struct Treatment<'a> {
+    augmentation: Option<&'a Augmentation>,
+    /// The share of a label that is spread evenly over all classes.
+    smoothing: f64,
 }
 
 fn output_size(network: &Network, samples: &Samples, parts: &[Part]) -> Result<usize> {
@@ -177,12 +126,29 @@ pub fn epoch(
     optimiser: &mut Optimiser,
     rate: f64,
 ) -> Result<f64> {
+    pass(network, prepared, phase, epoch, Treatment::default(), optimiser, |_, _| rate, |_| Ok(()))
+}
+
+/// The same with batches that are treated, the rate of each step out of how many, and something to do after each.
+#[allow(clippy::too_many_arguments, reason = "those of an epoch and what a recipe adds to it")]
+fn pass(
+    network: &mut Network,
+    prepared: &Prepared<'_>,
+    phase: Phase<'_>,
+    epoch: u64,
+    treatment: Treatment<'_>,
+    optimiser: &mut Optimiser,
+    rate: impl Fn(usize, usize) -> f64,
+    mut after_step: impl FnMut(&Network) -> Result<()>,
+) -> Result<f64> {
     let batches = prepared.batches(phase, epoch)?;
     let mut total = 0.0;
     for (step, rows) in batches.iter().enumerate() {
-        let loss = prepared.loss(network, rows, phase, epoch * batches.len() as u64 + step as u64)?;
+        let (place, rate) = (Place { epoch, step: epoch * batches.len() as u64 + step as u64 }, rate(step, batches.len()));
+        let loss = prepared.loss(network, rows, phase, place, treatment)?;
         total += finite(&loss, phase, epoch, step, rate)? * rows.len() as f64;
-        optimiser.step(&network.parameters(phase.trainable), &network.backward(&loss)?, rate)?;
+        optimiser.step(&network.parameters(phase.trainable), &network.backward(&loss, phase.trainable)?, rate)?;
+        after_step(network)?;
     }
     Ok(total / prepared.samples.len() as f64)
 }
@@ -201,19 +167,24 @@ pub fn accumulated_step(
     rate: f64,
 ) -> Result<f64> {
     let batches = prepared.batches(phase, pass)?;
-    let (mut total, mut gradients) = (0.0, GradStore::default());
+    let (mut total, mut sum) = (0.0, None::<Gradients>);
     for (step, rows) in batches.iter().enumerate() {
-        let loss = prepared.loss(network, rows, phase, pass * batches.len() as u64 + step as u64)?;
+        let place = Place { epoch: pass, step: pass * batches.len() as u64 + step as u64 };
+        let loss = prepared.loss(network, rows, phase, place, Treatment::default())?;
         total += finite(&loss, phase, pass, step, rate)?;
         // A batch at a time: its graph holds all that the layers gave.
-        gradients.extend(network.backward(&(loss / batches.len() as f64)?)?)?;
+        let gradients = network.backward(&(loss / batches.len() as f64)?, phase.trainable)?;
+        sum = Some(match sum {
+            Some(sum) => sum.plus(1.0, &gradients)?,
+            None => gradients,
+        });
     }
-    optimiser.step(&network.parameters(phase.trainable), &gradients, rate)?;
+    optimiser.step(&network.parameters(phase.trainable), &sum.unwrap_or_default(), rate)?;
     Ok(total / batches.len() as f64)
 }
 
 fn finite(loss: &Tensor, phase: Phase<'_>, epoch: u64, step: usize, rate: f64) -> Result<f64> {
-    let value = f64::from(loss.to_scalar::<f32>()?);
+    let value = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
     if !value.is_finite() {
         bail!(
             "the training diverged (`{}`): in epoch {}, step {} the loss is {value}, at the learning rate {rate:?}; give a lower `lr`",
@@ -232,13 +203,13 @@ fn finite(loss: &Tensor, phase: Phase<'_>, epoch: u64, step: usize, rate: f64) -
 /// When there are no samples, or these do not fit the network.
 pub fn recompute_running_averages(network: &mut Network, samples: &Samples, part: Part) -> Result<()> {
     let before: Vec<Part> = Part::ALL.into_iter().filter(|other| *other < part).collect();
-    for name in network.batch_norms(part) {
+    for step in network.batch_norms(part) {
         let mut parts = Vec::new();
         evaluate::for_each_batch(network, samples, |input, _| {
-            parts.push(network.statistics(&network.evaluate(&input, &before)?, part, &name)?);
+            parts.push(network.statistics(&network.evaluate(&input, &before)?, step)?);
             Ok(())
         })?;
-        network.set_averages(&name, &Statistics::joined(&parts));
+        network.set_averages(step, &Statistics::joined(&parts));
     }
     Ok(())
 }
@@ -260,7 +231,7 @@ pub fn snapshot(network: &Network, optimiser: &Optimiser) -> Result<BTreeMap<Str
 pub fn resume(network: &Network, rule: Rule, tensors: BTreeMap<String, Stored>) -> Result<(Network, Optimiser)> {
     let (state, weights): (BTreeMap<_, _>, BTreeMap<_, _>) = tensors.into_iter().partition(|(name, _)| name.contains('@'));
     let (network, optimiser) = (Network::from_tensors(network.architecture(), &weights)?, Optimiser::from_tensors(rule, &state)?);
-    let parameters = network.parameters(&Part::ALL);
+    let parameters = network.parameters(&Trainable::all(network.graph()));
     for (name, length) in optimiser.lengths() {
         match parameters.get(name) {
             Some(parameter) if parameter.elem_count() == length => {}
@@ -271,29 +242,110 @@ pub fn resume(network: &Network, rule: Rule, tensors: BTreeMap<String, Stored>) 
     Ok((network, optimiser))
 }
 
-/// A training of the whole network that can be interrupted between epochs.
+/// The validation samples of a holdout, which are images of `test`; with `labels`, those alone whose class is among them.
+///
+/// # Errors
+/// When there are none, or `test` does not hold them.
+pub fn validation_samples(test: &Dataset, holdout: &Holdout, labels: Option<&[u32]>) -> Result<Samples> {
+    let Ok(rows) = test.rows_of(&holdout.validation) else {
+        bail!("a validation sample of the holdout is not in the test set; make the holdout from the same test set")
+    };
+    let known: Option<BTreeSet<u32>> = labels.map(|labels| labels.iter().copied().collect());
+    let is_known = |row: &usize| known.as_ref().is_none_or(|known| known.contains(&test.labels[*row]));
+    let rows: Vec<usize> = rows.into_iter().filter(is_known).collect();
+    if rows.is_empty() {
+        bail!("the holdout has no validation samples, by which the recipe stops or chooses; give `data/holdout` a `validation_per_class`");
+    }
+    Ok(Samples::of_dataset(test, &rows))
+}
+
+/// The names of a snapshot's tensors of the best epoch end with this.
+const BEST: &str = "@best";
+/// How many epochs were done when the best one was, and how good it was.
+const BEST_EPOCH: &str = "validation@epoch";
+const BEST_SCORE: &str = "validation@score";
+
+/// The best epoch so far on the validation samples.
+#[derive(Debug, Clone)]
+struct Best {
+    /// The epochs done when it was over.
+    done: usize,
+    /// The larger, the better.
+    score: f64,
+    /// Its weights, where they are to be kept.
+    tensors: BTreeMap<String, Stored>,
+}
+
+impl Best {
+    fn to_tensors(&self) -> BTreeMap<String, Stored> {
+        let named = self.tensors.iter().map(|(name, tensor)| (format!("{name}{BEST}"), tensor.clone()));
+        let facts = [
+            (BEST_EPOCH.to_owned(), Stored::U64(Array::vector(vec![self.done as u64]))),
+            (BEST_SCORE.to_owned(), Stored::F64(Array::vector(vec![self.score]))),
+        ];
+        named.chain(facts).collect()
+    }
+
+    /// Takes the state out of a snapshot.
+    fn take_from(snapshot: &mut BTreeMap<String, Stored>) -> Result<Self> {
+        match (snapshot.remove(BEST_EPOCH), snapshot.remove(BEST_SCORE)) {
+            (Some(Stored::U64(done)), Some(Stored::F64(score))) if done.data.len() == 1 && score.data.len() == 1 => {
+                Ok(Self { done: done.data[0] as usize, score: score.data[0], tensors: average::take_ending(snapshot, BEST) })
+            }
+            _ => bail!("`{BEST_EPOCH}` or `{BEST_SCORE}` is missing, or not one U64 and one F64"),
+        }
+    }
+}
+
+/// A training of the whole network by a recipe, which can be interrupted between epochs.
 pub struct Fit {
     network: Network,
     recipe: Recipe,
     optimiser: Optimiser,
     streams: Streams,
+    validation: Option<Samples>,
     done: usize,
+    average: Option<Average>,
+    best: Option<Best>,
 }
 
 impl Fit {
     /// A training that starts with the weights of `network`.
     #[must_use]
     pub fn new(network: Network, recipe: Recipe, streams: Streams) -> Self {
-        Self { optimiser: Optimiser::new(recipe.rule()), network, recipe, streams, done: 0 }
+        let optimiser = as_in_recipe(Optimiser::new(recipe.rule()), &recipe, &network);
+        let average = weighting(&recipe).map(Average::new);
+        Self { optimiser, network, recipe, streams, validation: None, done: 0, average, best: None }
+    }
+
+    /// The same with the samples by which a recipe with `patience` or `keep: best` stops or chooses; others do not look at them.
+    #[must_use]
+    pub fn validated_on(self, validation: Option<Samples>) -> Self {
+        Self { validation, ..self }
     }
 
     /// Goes on where a snapshot was taken.
     ///
     /// # Errors
     /// When the snapshot is not of this training.
-    pub fn restore(&mut self, done: usize, tensors: BTreeMap<String, Stored>) -> Result<()> {
-        (self.network, self.optimiser) = resume(&self.network, self.recipe.rule(), tensors)?;
-        self.done = done;
+    pub fn restore(&mut self, done: usize, mut tensors: BTreeMap<String, Stored>) -> Result<()> {
+        let best = (self.recipe.needs_validation() && done > 0).then(|| Best::take_from(&mut tensors)).transpose()?;
+        let is_over = is_over(&self.recipe, done, best.as_ref());
+        let average = match weighting(&self.recipe) {
+            Some(weighting) if !is_over => Some(Average::take_from(weighting, &mut tensors)?),
+            _ => None,
+        };
+        let (network, optimiser) = resume(&self.network, self.recipe.rule(), tensors)?;
+        for tensors in
+            average.iter().map(Average::tensors).chain(best.iter().map(|best| &best.tensors)).filter(|tensors| !tensors.is_empty())
+        {
+            Network::from_tensors(network.architecture(), tensors)?;
+        }
+        if self.recipe.keep == Keep::Best && !is_over && best.as_ref().is_some_and(|best| best.tensors.is_empty()) {
+            bail!("the snapshot has no weights of the best epoch");
+        }
+        self.optimiser = as_in_recipe(optimiser, &self.recipe, &network);
+        (self.network, self.average, self.best, self.done) = (network, average, best, done);
         Ok(())
     }
 
@@ -302,7 +354,10 @@ impl Fit {
     /// # Errors
     /// When a tensor cannot be read.
     pub fn snapshot(&self) -> Result<BTreeMap<String, Stored>> {
-        snapshot(&self.network, &self.optimiser)
+        let mut tensors = snapshot(&self.network, &self.optimiser)?;
+        tensors.extend(self.average.iter().flat_map(Average::to_tensors));
+        tensors.extend(self.best.iter().flat_map(Best::to_tensors));
+        Ok(tensors)
     }
 
     /// The epochs done.
@@ -311,26 +366,86 @@ impl Fit {
         self.done
     }
 
-    /// Trains for one more epoch, and returns its mean loss; `None` when all are done.
+    /// Trains for one more epoch, and returns its mean loss; `None` when all are done, or none was better for as long as the recipe's patience lasts.
+    /// After the last one the network has the weights that the recipe keeps.
     ///
     /// # Errors
-    /// When the samples do not fit the network, or the training diverges.
+    /// When the samples do not fit the network or the recipe, the recipe needs validation samples and there are none, or the training diverges.
     pub fn next_epoch(&mut self, samples: &Samples) -> Result<Option<f64>> {
-        if self.done == self.recipe.epochs {
+        if self.is_over() {
             return Ok(None);
         }
+        if self.recipe.needs_validation() && self.validation.is_none() {
+            bail!("the recipe stops or chooses by validation samples (`patience`, `keep: best`), and none were given");
+        }
+        let trainable = Trainable::all(self.network.graph());
         let phase = Phase {
-            trainable: &Part::ALL,
+            trainable: &trainable,
             modes: network::all(Mode::TRAIN),
             batch: self.recipe.batch,
             streams: &self.streams,
             purpose: "fit",
         };
-        let prepared = Prepared::all_parts(samples);
-        let rate = self.recipe.rate(self.done);
-        let loss = epoch(&mut self.network, &prepared, phase, self.done as u64, &mut self.optimiser, rate)?;
+        let augmentation = self.recipe.augmentation();
+        let treatment = Treatment { augmentation: augmentation.as_ref(), smoothing: self.recipe.smoothing };
+        let (recipe, done, average) = (&self.recipe, self.done, &mut self.average);
+        let after_step = |network: &Network| match average {
+            Some(average) if recipe.ema > 0.0 => average.add(network.to_tensors()?),
+            _ => Ok(()),
+        };
+        let (prepared, rate) = (Prepared::all_parts(samples), |step, steps| recipe.rate(done, step, steps));
+        let loss = pass(&mut self.network, &prepared, phase, done as u64, treatment, &mut self.optimiser, rate, after_step)?;
         self.done += 1;
+        if self.done + self.recipe.average_last > self.recipe.epochs
+            && let Some(average) = self.average.as_mut().filter(|_| self.recipe.average_last > 0)
+        {
+            average.add(self.network.to_tensors()?)?;
+        }
+        if self.recipe.needs_validation() {
+            self.validate()?;
+        }
+        if self.is_over() {
+            self.settle(samples)?;
+        }
         Ok(Some(loss))
+    }
+
+    /// Whether no epoch is left.
+    fn is_over(&self) -> bool {
+        is_over(&self.recipe, self.done, self.best.as_ref())
+    }
+
+    /// Judges what the training would end with now, and remembers it where it is the best.
+    fn validate(&mut self) -> Result<()> {
+        let Some(validation) = &self.validation else { return Ok(()) };
+        let averaged =
+            self.average.as_ref().map(|average| Network::from_tensors(self.network.architecture(), average.tensors())).transpose()?;
+        let network = averaged.as_ref().unwrap_or(&self.network);
+        let judgement = evaluate::judge(network, validation)?;
+        let score = match self.recipe.watch {
+            Watch::Accuracy => judgement.accuracy(validation.labels(), 0..validation.len()).unwrap_or(0.0),
+            Watch::Loss => -judgement.losses.iter().sum::<f64>() / validation.len() as f64,
+        };
+        if self.best.as_ref().is_none_or(|best| score > best.score) {
+            let tensors = if self.recipe.keep == Keep::Best { network.to_tensors()? } else { BTreeMap::new() };
+            self.best = Some(Best { done: self.done, score, tensors });
+        }
+        Ok(())
+    }
+
+    /// Gives the network the weights that the recipe keeps.
+    fn settle(&mut self, samples: &Samples) -> Result<()> {
+        let average = self.average.take();
+        let kept = self.best.as_mut().map(|best| std::mem::take(&mut best.tensors)).filter(|tensors| !tensors.is_empty());
+        if let Some(tensors) = kept.or_else(|| average.map(|average| average.tensors().clone())) {
+            self.network = Network::from_tensors(self.network.architecture(), &tensors)?;
+        }
+        if self.recipe.average_last > 0 {
+            for part in Part::ALL {
+                recompute_running_averages(&mut self.network, samples, part)?;
+            }
+        }
+        Ok(())
     }
 
     /// The trained network.
@@ -338,6 +453,30 @@ impl Fit {
     pub fn finish(self) -> Network {
         self.network
     }
+}
+
+fn is_over(recipe: &Recipe, done: usize, best: Option<&Best>) -> bool {
+    done >= recipe.epochs || recipe.patience > 0 && best.is_some_and(|best| done - best.done.min(done) >= recipe.patience)
+}
+
+/// How a recipe averages weights, where it does.
+fn weighting(recipe: &Recipe) -> Option<Weighting> {
+    if recipe.average_last > 0 { Some(Weighting::Even) } else { (recipe.ema > 0.0).then_some(Weighting::Decaying(recipe.ema)) }
+}
+
+/// An optimiser that clips and spares as a recipe says.
+fn as_in_recipe(optimiser: Optimiser, recipe: &Recipe, network: &Network) -> Optimiser {
+    let optimiser = if recipe.clip > 0.0 { optimiser.clipped(recipe.clip) } else { optimiser };
+    match recipe.decay {
+        Decay::All => optimiser,
+        Decay::Weights => optimiser.sparing(without_weights(network)),
+    }
+}
+
+/// The names of all parameters but the weights of convolutions and linear layers.
+fn without_weights(network: &Network) -> BTreeSet<String> {
+    let spared = Trainable::which(network.graph(), |_, slot| slot.role != Role::Weight);
+    spared.iter().map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -351,13 +490,15 @@ mod tests {
     #[test]
     fn outputs_that_are_kept_and_computed_anew_train_to_the_same_bytes() {
         let streams = Streams::new(1, "test");
-        let architecture = Architecture { widths: vec![8, 9], hidden: 10, ..Architecture::of_paper(Family::Cnn, [3, 8, 8], 3) };
+        let architecture = Architecture { widths: vec![8, 9], hidden: 10, ..Architecture::of_family(Family::Cnn, [3, 8, 8], 3) };
         let mut stream = streams.stream("images");
         let images = (0..20 * 192).map(|_| stream.normal()).collect();
         let samples = Samples::of_values(Array::new(vec![20, 3, 8, 8], images), (0..20).map(|row| row % 3).collect()).unwrap();
         let train = |part: Part, most: usize| {
             let mut network = Network::initialised(&architecture, &streams).unwrap();
-            let phase = Phase { trainable: &[part], modes: network::only(part, Mode::TRAIN), batch: 8, streams: &streams, purpose: "test" };
+            let trainable = Trainable::parts(network.graph(), &[part]);
+            let phase =
+                Phase { trainable: &trainable, modes: network::only(part, Mode::TRAIN), batch: 8, streams: &streams, purpose: "test" };
             let prepared = Prepared::within(most, &network, &samples, phase).unwrap();
             let mut optimiser = Optimiser::new(Rule::Adam { weight_decay: 0.0 });
             epoch(&mut network, &prepared, phase, 0, &mut optimiser, 1e-3).unwrap();

@@ -27,6 +27,10 @@ pub trait Real:
     fn log(self) -> Self;
     /// e to this power.
     fn exponential(self) -> Self;
+    /// e to this power, in f32 within two units in the last place, without branches: loops that call it become vectors.
+    fn quick_exponential(self) -> Self;
+    /// `x Φ(x)` and its derivative, where Φ is the distribution of the standard normal.
+    fn gelu(self) -> [Self; 2];
     /// `self · factor + term`, rounded once.
     fn times_plus(self, factor: Self, term: Self) -> Self;
 
@@ -46,7 +50,7 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($($type:ty, $vector:ident, $splat:ident, $add:ident, $subtract:ident, $multiply:ident, $multiply_add:ident;)*) => { $(
+    ($($type:ty, $vector:ident, $splat:ident, $add:ident, $subtract:ident, $multiply:ident, $multiply_add:ident, $exponential:path, $gelu:path;)*) => { $(
         impl Real for $type {
             const ONE: Self = 1.0;
             #[inline(always)]
@@ -54,6 +58,10 @@ macro_rules! real {
             fn root(self) -> Self { self.sqrt() }
             fn log(self) -> Self { self.ln() }
             fn exponential(self) -> Self { self.exp() }
+            #[inline(always)]
+            fn quick_exponential(self) -> Self { $exponential(self) }
+            #[inline(always)]
+            fn gelu(self) -> [Self; 2] { $gelu(self) }
             #[inline(always)]
             fn times_plus(self, factor: Self, term: Self) -> Self { self.mul_add(factor, term) }
 
@@ -75,8 +83,8 @@ macro_rules! real {
 }
 
 real! {
-    f32, f32s, splat_f32s, add_f32s, sub_f32s, mul_f32s, mul_add_f32s;
-    f64, f64s, splat_f64s, add_f64s, sub_f64s, mul_f64s, mul_add_f64s;
+    f32, f32s, splat_f32s, add_f32s, sub_f32s, mul_f32s, mul_add_f32s, crate::special::exponential, crate::special::gelu_f32;
+    f64, f64s, splat_f64s, add_f64s, sub_f64s, mul_f64s, mul_add_f64s, f64::exp, crate::special::gelu_f64;
 }
 
 /// Numbers of the widest vector: sixteen f32 of 512 bits.

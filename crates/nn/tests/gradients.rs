@@ -1,7 +1,7 @@
 //! Every operation against finite differences in f64, and against the same composed of candle's own.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use dcu_nn::ops::{self, Block, Convolution, FrozenBlock, Normalisation, Pooling, composed};
+use dcu_nn::ops::{self, Block, Convolution, FrozenBlock, InstanceBlock, Normalisation, Pooling, Targets, Weight, Weighting, composed};
 use dcu_nn::rng::Streams;
 
 const STEP: f64 = 1e-5;
@@ -137,6 +137,338 @@ fn gradients_are_the_limits_of_differences() {
     check("dropout", &[random("input", &[5, 6])], |values| ops::dropout(&values[0], 0.4, &mut Streams::new(3, "test").stream("dropout")));
 }
 
+/// A scalar or a tensor made of some tensors.
+type Function<'a> = Box<dyn Fn(&[Tensor]) -> Result<Tensor> + 'a>;
+
+/// The operations that networks beside those of the paper are made of, each as a kernel and as composed of candle's own: name, arguments, both.
+fn pairs() -> Vec<(String, Vec<Tensor>, [Function<'static>; 2])> {
+    let mut pairs: Vec<(String, Vec<Tensor>, [Function<'static>; 2])> = Vec::new();
+    macro_rules! pair {
+        ($name:expr, $arguments:expr, $function:ident, |$values:ident, $call:ident| $body:expr) => {
+            pairs.push((
+                $name,
+                $arguments.to_vec(),
+                [
+                    Box::new(move |$values: &[Tensor]| {
+                        use dcu_nn::ops::$function as $call;
+                        $body
+                    }),
+                    Box::new(move |$values: &[Tensor]| {
+                        use dcu_nn::ops::composed::$function as $call;
+                        $body
+                    }),
+                ],
+            ));
+        };
+    }
+    let tokens = [random("tokens", &[2, 3, 4]), random("weight", &[5, 4]), random("bias", &[5])];
+    pair!("linear of tokens".into(), tokens, linear, |values, call| call(&values[0], &values[1], &values[2]));
+    pair!("linear without a bias".into(), tokens[..2], linear, |values, call| call(&values[0], &values[1], None));
+    for shape @ [.., stride, padding] in [[2, 3, 2, 5, 6, 3, 2, 1], [2, 3, 4, 4, 5, 1, 2, 0], [1, 9, 8, 5, 4, 3, 1, 1]] {
+        let convolution = Convolution { stride, padding };
+        let arguments = &convolution_arguments(shape)[..2];
+        pair!(format!("conv2d without a bias {shape:?}"), arguments, conv2d, |values, call| call(
+            &values[0],
+            &values[1],
+            None,
+            convolution
+        ));
+    }
+    for (inputs, outputs, size, kernel, stride, padding) in
+        [(3, 2, [3, 2], 4, 2, 1), (2, 3, [2, 4], 3, 1, 1), (8, 9, [3, 3], 3, 1, 1), (2, 1, [2, 2], 2, 3, 0)]
+    {
+        let convolution = Convolution { stride, padding };
+        let arguments = [
+            random("input", &[2, size[0], size[1], inputs]),
+            random("weight", &[inputs, outputs, kernel, kernel]),
+            random("bias", &[outputs]),
+        ];
+        let name = format!("conv_transpose2d {kernel} {stride} {padding}");
+        pair!(name.clone(), arguments, conv_transpose2d, |values, call| call(&values[0], &values[1], &values[2], convolution));
+        pair!(name, arguments[..2], conv_transpose2d, |values, call| call(&values[0], &values[1], None, convolution));
+    }
+    for shape in [&[3, 4, 3, 2][..], &[5, 2], &[2, 4, 2]] {
+        let arguments = [random("input", shape), random("scale", &shape[shape.len() - 1..]), random("shift", &shape[shape.len() - 1..])];
+        for normalisation in [Normalisation::Batch, FIXED] {
+            pair!(format!("batch_norm {shape:?}"), arguments, batch_norm, |values, call| Ok(call(
+                &values[0],
+                &values[1],
+                &values[2],
+                normalisation
+            )?
+            .0));
+        }
+    }
+    let image = [random("input", &[2, 5, 4, 6]), random("scale", &[6]), random("shift", &[6])];
+    for groups in [1, 2, 6] {
+        pair!(format!("group_norm {groups}"), image, group_norm, |values, call| call(&values[0], groups, &values[1], &values[2], 1e-5));
+    }
+    for (rectify, pool) in [(true, true), (true, false), (false, true), (false, false)] {
+        let block = InstanceBlock { rectify, pool };
+        pair!(format!("{block:?}"), image, instance_block, |values, call| call(&values[0], [&values[1], &values[2]], 1e-5, block));
+    }
+    let two = [random("left", &[3, 7]), random("right", &[3, 7])];
+    pair!("add".into(), two, add, |values, call| call(&values[0], &values[1]));
+    pair!("add of the same".into(), two[..1], add, |values, call| call(&values[0], &values[0]));
+    pair!("add_relu".into(), two, add_relu, |values, call| call(&values[0], &values[1]));
+    pair!("gelu".into(), two[..1], gelu, |values, call| call(&(&values[0] * 2.0)?));
+    pair!("sigmoid".into(), two[..1], sigmoid, |values, call| call(&(&values[0] * 3.0)?));
+    for size in [[1, 1], [2, 3], [7, 7], [5, 4]] {
+        pair!(format!("adaptive_avg_pool2d {size:?}"), image[..1], adaptive_avg_pool2d, |values, call| call(&values[0], size));
+    }
+    for (tokens, heads, width) in [(5, 2, 3), (1, 1, 4), (19, 3, 17)] {
+        let arguments = [random("tokens", &[2, tokens, 3 * heads * width])];
+        pair!(format!("attention_of_tokens {tokens} {heads}"), arguments, attention_of_tokens, |values, call| call(&values[0], heads));
+    }
+    let logits = [random("logits", &[4, 3]), random("others", &[4, 3])];
+    let probabilities = candle_probabilities(&random("targets", &[4, 3]));
+    const SAMPLES: [f64; 4] = [0.5, 2.0, 0.0, 1.5];
+    for samples in [None, Some(&SAMPLES[..])] {
+        for classes in [None, Some(&[0.3, 1.0, 2.5][..])] {
+            for smoothing in [0.0, 0.1] {
+                let weighting = Weighting { smoothing, classes, samples };
+                pair!(format!("{weighting:?}"), logits[..1], weighted_cross_entropy, |values, call| call(
+                    &values[0],
+                    Targets::Labels(&[0, 2, 1, 1]),
+                    weighting
+                ));
+                let targets = probabilities.clone();
+                let other = probabilities.clone();
+                pairs.push((
+                    format!("soft {weighting:?}"),
+                    logits[..1].to_vec(),
+                    [
+                        Box::new(move |values| ops::weighted_cross_entropy(&values[0], Targets::Probabilities(&targets), weighting)),
+                        Box::new(move |values| composed::weighted_cross_entropy(&values[0], Targets::Probabilities(&other), weighting)),
+                    ],
+                ));
+            }
+        }
+    }
+    pair!("squared_error".into(), logits, squared_error, |values, call| call(&values[0], &values[1]));
+    let teacher = random("teacher", &[4, 3]);
+    for temperature in [1.0, 4.0] {
+        let teachers = [teacher.clone(), teacher.clone()];
+        let [one, other] = teachers;
+        pairs.push((
+            format!("kl_divergence {temperature}"),
+            logits[..1].to_vec(),
+            [
+                Box::new(move |values| ops::kl_divergence(&values[0], &one, temperature)),
+                Box::new(move |values| composed::kl_divergence(&values[0], &other, temperature)),
+            ],
+        ));
+    }
+    let (first, second) = (random("first", &[2, 3, 4, 2]), random("second", &[2, 3, 4, 2]));
+    pair!("channels_last".into(), [first], channels_last, |values, call| call(&values[0]));
+    pair!("channels_first".into(), [second], channels_first, |values, call| call(&values[0]));
+    pairs
+}
+
+fn candle_probabilities(logits: &Tensor) -> Tensor {
+    let shares = logits.exp().unwrap();
+    shares.broadcast_div(&shares.sum_keepdim(1).unwrap()).unwrap()
+}
+
+#[test]
+fn gradients_of_further_operations_are_the_limits_of_differences() {
+    for (name, arguments, [kernel, _]) in pairs() {
+        check(&name, &arguments, kernel);
+    }
+}
+
+#[test]
+fn further_operations_agree_with_those_composed_of_candles() {
+    for (name, arguments, [kernel, composed]) in pairs() {
+        assert_agree(&name, &arguments, kernel, composed);
+    }
+    let input = random("input", &[50, 7]);
+    let dropped = |drop: fn(&Tensor, f64, &mut dcu_nn::rng::Stream) -> Result<Tensor>| {
+        drop(&input, 0.3, &mut Streams::new(3, "test").stream("dropout")).unwrap()
+    };
+    assert_same("dropout", &dropped(ops::dropout), &dropped(composed::dropout));
+}
+
+/// In f32 to rounding, where the functions are evaluated by series of their own.
+#[test]
+fn operations_in_single_precision_agree_with_double() {
+    for (name, arguments, [kernel, _]) in pairs() {
+        if name.starts_with("soft") || name.starts_with("kl_divergence") {
+            // Their constants are in f64.
+            continue;
+        }
+        let run = |dtype: DType| {
+            let variables: Vec<Var> =
+                arguments.iter().map(|argument| Var::from_tensor(&argument.to_dtype(dtype).unwrap()).unwrap()).collect();
+            let tensors: Vec<Tensor> = variables.iter().map(|variable| variable.as_tensor().clone()).collect();
+            let output = kernel(&tensors).unwrap();
+            let direction = random("direction", output.dims()).to_dtype(dtype).unwrap();
+            let gradients = output.mul(&direction).and_then(|product| product.sum_all()?.backward()).unwrap();
+            let found = std::iter::once(output).chain(tensors.iter().map(|tensor| gradients.get(tensor).unwrap().clone()));
+            found.map(|tensor| values(&tensor.to_dtype(DType::F64).unwrap())).collect::<Vec<_>>()
+        };
+        for (position, (narrow, wide)) in run(DType::F32).into_iter().zip(run(DType::F64)).enumerate() {
+            let largest = wide.iter().fold(0.1_f64, |largest, value| largest.max(value.abs()));
+            for (narrow, wide) in narrow.iter().zip(&wide) {
+                assert!((narrow - wide).abs() <= 2e-5 * largest, "{name}, {position}: {narrow} where {wide} is right");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_a_number_passes_through() {
+    let broken = Tensor::new(&[[1.0, f64::NAN, -1.0, 2.0]], &Device::Cpu).unwrap();
+    for dtype in [DType::F64, DType::F32] {
+        let (broken, ones) = (broken.to_dtype(dtype).unwrap(), Tensor::ones((1, 4), dtype, &Device::Cpu).unwrap());
+        let places = |tensor: Result<Tensor>| {
+            values(&tensor.unwrap().to_dtype(DType::F64).unwrap()).iter().map(|value| value.is_nan()).collect::<Vec<_>>()
+        };
+        for result in [ops::gelu(&broken), ops::sigmoid(&broken), ops::add(&broken, &ones), ops::add_relu(&broken, &ones)] {
+            assert_eq!(places(result), [false, true, false, false]);
+        }
+        let images = broken.reshape((1, 2, 1, 2)).unwrap();
+        assert_eq!(places(ops::adaptive_avg_pool2d(&images, [1, 1])), [false, true]);
+        let [scale, shift] =
+            [1.0, 0.0].map(|value| Tensor::full(value, 2, &Device::Cpu).and_then(|tensor| tensor.to_dtype(dtype)).unwrap());
+        let block = InstanceBlock { rectify: true, pool: false };
+        assert_eq!(places(ops::instance_block(&images, [&scale, &shift], 1e-5, block)), [false, true, false, true]);
+        assert_eq!(places(ops::batch_norm(&images, &scale, &shift, Normalisation::Batch).map(|found| found.0)), [false, true, false, true]);
+        let loss = ops::weighted_cross_entropy(&broken, Targets::Labels(&[0]), Weighting { smoothing: 0.1, ..Weighting::default() });
+        assert_eq!(places(loss), [true]);
+        assert_eq!(places(ops::attention_of_tokens(&broken.narrow(1, 0, 3).and_then(|part| part.reshape((1, 1, 3))).unwrap(), 1)), [true]);
+    }
+}
+
+/// One image alone gives what it gives beside others, to the last bit.
+#[test]
+fn a_sample_does_not_depend_on_its_batch() {
+    let of_f32 = |name: &str, shape: &[usize]| random(name, shape).to_dtype(DType::F32).unwrap();
+    let images = of_f32("images", &[9, 6, 6, 12]);
+    let [weight, pointwise, up] = [[20, 12, 3, 3], [20, 12, 1, 1], [12, 5, 4, 4]].map(|shape| of_f32("weight", &shape));
+    let [scale, shift] = ["scale", "shift"].map(|name| of_f32(name, &[12]));
+    let fixed = [0.3; 12];
+    let matrix = of_f32("matrix", &[7, 12]);
+    type Run<'a> = &'a dyn Fn(&Tensor) -> Result<Tensor>;
+    let runs: [(&str, Run<'_>); 8] = [
+        ("conv2d", &|images| ops::conv2d(images, &weight, None, Convolution { stride: 2, padding: 1 })),
+        ("pointwise", &|images| ops::conv2d(images, &pointwise, None, Convolution { stride: 2, padding: 0 })),
+        ("conv_transpose2d", &|images| ops::conv_transpose2d(images, &up, None, Convolution { stride: 2, padding: 1 })),
+        ("batch_norm", &|images| Ok(ops::batch_norm(images, &scale, &shift, Normalisation::Fixed { mean: &fixed, variance: &fixed })?.0)),
+        ("instance_block", &|images| ops::instance_block(images, [&scale, &shift], 1e-5, InstanceBlock { rectify: true, pool: true })),
+        ("linear", &|images| ops::linear(images, &matrix, None)),
+        ("attention", &|images| ops::attention_of_tokens(&images.reshape(((), 36, 12))?, 2)),
+        ("gelu", &|images| ops::gelu(images)),
+    ];
+    for (name, run) in runs {
+        let whole = run(&images).unwrap();
+        for image in [0, 4, 8] {
+            let alone = run(&images.narrow(0, image, 1).unwrap()).unwrap();
+            let beside = whole.narrow(0, image, 1).unwrap();
+            let bits = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(bits(&alone), bits(&beside), "{name}");
+        }
+    }
+}
+
+#[test]
+fn gradients_do_not_depend_on_the_number_of_threads() {
+    let run = || {
+        let of_f32 = |name: &str, shape: &[usize]| Var::from_tensor(&random(name, shape).to_dtype(DType::F32).unwrap()).unwrap();
+        let (images, weight, up) = (of_f32("images", &[40, 6, 6, 12]), of_f32("weight", &[24, 12, 3, 3]), of_f32("up", &[24, 6, 4, 4]));
+        let [scale, shift] = ["scale", "shift"].map(|name| of_f32(name, &[24]));
+        let value = ops::conv2d(images.as_tensor(), &weight, None, Convolution { stride: 2, padding: 1 }).unwrap();
+        let value = ops::batch_norm(&value, &scale, &shift, Normalisation::Batch).unwrap().0;
+        let value = ops::instance_block(&value, [&scale, &shift], 1e-5, InstanceBlock { rectify: true, pool: false }).unwrap();
+        let value = ops::conv_transpose2d(&ops::gelu(&value).unwrap(), &up, None, Convolution { stride: 2, padding: 1 }).unwrap();
+        let value = ops::attention_of_tokens(&value.reshape((40, 36, 6)).unwrap(), 2).unwrap();
+        let gradients = ops::squared_error(&value, &value.ones_like().unwrap()).unwrap().backward().unwrap();
+        let bits = |variable: &Var| gradients.get(variable.as_tensor()).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        [&images, &weight, &up, &scale, &shift].map(bits)
+    };
+    let on = |threads: usize| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run);
+    let expected = on(1);
+    for threads in [2, 3] {
+        assert!(on(threads) == expected, "{threads} threads");
+    }
+}
+
+/// A weight's gradient reaches its deposit, and is what candle collects without one.
+#[test]
+fn deposits_take_the_gradients_of_weights() {
+    type Run = fn(&Tensor, Weight<'_>) -> Result<Tensor>;
+    let runs: [(Run, &[usize]); 3] = [
+        (|input, weight| ops::linear(input, weight, None), &[5, 3]),
+        (|input, weight| ops::conv2d(input, weight, None, Convolution { stride: 1, padding: 1 }), &[5, 3, 3, 3]),
+        (|input, weight| ops::conv_transpose2d(input, weight, None, Convolution { stride: 2, padding: 1 }), &[3, 2, 4, 4]),
+    ];
+    for (run, shape) in runs {
+        let (input, weight) =
+            (Var::from_tensor(&random("input", &[2, 4, 4, 3])).unwrap(), Var::from_tensor(&random("weight", shape)).unwrap());
+        let gradients = |weight: Weight<'_>| run(input.as_tensor(), weight).and_then(|output| output.sqr()?.sum_all()?.backward()).unwrap();
+        let collected = gradients((&weight).into());
+        let deposit = ops::Deposit::default();
+        let others = gradients(Weight::new(weight.as_tensor(), Some(&deposit)));
+        assert!(others.get(weight.as_tensor()).is_none());
+        assert_eq!(values(&deposit.take().unwrap()), values(collected.get(weight.as_tensor()).unwrap()));
+        assert_eq!(values(others.get(&input).unwrap()), values(collected.get(&input).unwrap()));
+    }
+}
+
+/// Those of one sample after the other sum up to that of the batch.
+#[test]
+fn gradients_of_samples_are_those_of_batches_of_one() {
+    let gradient_of = |weight: &Var, output: Tensor, direction: &Tensor| {
+        let gradients = output.mul(direction).and_then(|product| product.sum_all()?.backward()).unwrap();
+        gradients.get(weight.as_tensor()).unwrap().clone()
+    };
+    for shape @ [n, .., stride, padding] in convolution_shapes().into_iter().chain([[3, 9, 8, 8, 8, 3, 1, 1], [2, 150, 160, 4, 4, 3, 1, 1]])
+    {
+        let convolution = Convolution { stride, padding };
+        let [input, weight, _] = convolution_arguments(shape);
+        let weight = Var::from_tensor(&weight).unwrap();
+        let direction = random("direction", ops::conv2d(&input, &weight, None, convolution).unwrap().dims());
+        let each = ops::conv2d_per_sample_weight_gradients(&input, &direction, weight.dims4().unwrap(), convolution).unwrap();
+        for sample in 0..n {
+            let (input, direction) = (input.narrow(0, sample, 1).unwrap(), direction.narrow(0, sample, 1).unwrap());
+            let alone = gradient_of(&weight, ops::conv2d(&input, &weight, None, convolution).unwrap(), &direction);
+            let scale = values(&alone).iter().fold(1.0_f64, |largest, value| largest.max(value.abs()));
+            assert_same(&format!("{shape:?}"), &(each.get(sample).unwrap() / scale).unwrap(), &(alone / scale).unwrap());
+        }
+    }
+    for shape in [&[4, 5][..], &[4, 3, 5]] {
+        let (input, weight) = (random("input", shape), Var::from_tensor(&random("weight", &[2, 5])).unwrap());
+        let direction = random("direction", ops::linear(&input, &weight, None).unwrap().dims());
+        let each = ops::linear_per_sample_weight_gradients(&input, &direction).unwrap();
+        let sums = ops::per_sample_sums(&direction).unwrap();
+        for sample in 0..4 {
+            let (input, direction) = (input.narrow(0, sample, 1).unwrap(), direction.narrow(0, sample, 1).unwrap());
+            assert_same(
+                "linear",
+                &each.get(sample).unwrap(),
+                &gradient_of(&weight, ops::linear(&input, &weight, None).unwrap(), &direction),
+            );
+            assert_same("sums", &sums.get(sample).unwrap(), &direction.reshape(((), 2)).unwrap().sum(0).unwrap());
+        }
+    }
+}
+
+#[test]
+fn losses_say_what_does_not_fit() {
+    let logits = random("logits", &[4, 3]);
+    let message = |loss: Result<Tensor>| loss.unwrap_err().to_string();
+    let weighting = |smoothing, classes, samples| Weighting { smoothing, classes, samples };
+    let labels = Targets::Labels(&[0, 1, 2, 0]);
+    assert!(message(ops::weighted_cross_entropy(&logits, labels, weighting(1.5, None, None))).contains("smoothing"));
+    assert!(message(ops::weighted_cross_entropy(&logits, labels, weighting(0.0, Some(&[1.0]), None))).contains("1 weights of classes"));
+    assert!(message(ops::weighted_cross_entropy(&logits, Targets::Labels(&[3; 4]), weighting(0.1, None, None))).contains("out of range"));
+    assert!(message(ops::kl_divergence(&logits, &logits, 0.0)).contains("temperature"));
+    assert!(message(ops::squared_error(&logits, &logits.t().unwrap())).contains("no mean squared error"));
+    // Plain labels are the plain loss, bit for bit.
+    let plain = ops::weighted_cross_entropy(&logits, labels, Weighting::default()).unwrap();
+    assert_eq!(values(&plain), values(&ops::cross_entropy(&logits, &[0, 1, 2, 0]).unwrap()));
+}
+
 #[test]
 fn dropout_keeps_the_mean_and_the_share_it_should() {
     let ones = Tensor::ones(&[100, 1000], DType::F64, &Device::Cpu).unwrap();
@@ -241,7 +573,7 @@ fn convolutions_agree_with_the_definition() {
         let expected = defined(shape, &values(&arguments[0]), &values(&arguments[1]), &values(&arguments[2]), &values(&direction));
         for (dtype, tolerance) in [(DType::F64, 1e-13), (DType::F32, 4e-6)] {
             let [input, weight, bias] = arguments.each_ref().map(|tensor| Var::from_tensor(&tensor.to_dtype(dtype).unwrap()).unwrap());
-            let output = ops::conv2d(&input, &weight, &bias, Convolution { stride, padding }).unwrap();
+            let output = ops::conv2d(&input, &weight, bias.as_tensor(), Convolution { stride, padding }).unwrap();
             let product = output.mul(&direction.to_dtype(dtype).unwrap()).and_then(|product| product.sum_all()).unwrap();
             let gradients = product.backward().unwrap();
             let found = [&output, gradients.get(&input).unwrap(), gradients.get(&weight).unwrap()];

@@ -8,7 +8,7 @@ use dcu_artifact::{Array, Tensor as Stored};
 use dcu_nn::ops::{self, Block, Convolution, FrozenBlock, Normalisation, Pooling};
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
-use dcu_nn::{Architecture, Family, Mode, Network, Part, network};
+use dcu_nn::{Architecture, Family, Gradients, Mode, Network, Part, Trainable, network};
 
 type Golden = std::collections::HashMap<String, Tensor>;
 
@@ -259,7 +259,7 @@ fn optimisers() {
         let values = &golden[&format!("{name}.values")];
         for step in 0..values.dim(0).unwrap() {
             let gradient = golden[&format!("{name}.gradients")].get(step).unwrap();
-            let gradients = parameter.as_tensor().mul(&gradient).and_then(|product| product.sum_all()?.backward()).unwrap();
+            let gradients: Gradients = [("parameter".to_owned(), gradient)].into_iter().collect();
             optimiser.step(&BTreeMap::from([("parameter", &parameter)]), &gradients, rate).unwrap();
             // Bit for bit.
             assert_eq!(flat(parameter.as_tensor()), flat(&values.get(step).unwrap()), "{name}, step {step}");
@@ -285,7 +285,7 @@ fn weights(golden: &Golden, prefix: &str) -> BTreeMap<String, Stored> {
 /// when the whole network is trained, and when its parts are in turn, each through the others, which are frozen but in train mode.
 #[test]
 fn training_goes_as_in_pytorch() {
-    let mlp = Architecture { family: Family::Mlp, input: [3, 16, 16], classes: 5, widths: vec![24, 12], hidden: 0, dropout: 0.0 };
+    let mlp = Architecture { widths: vec![24, 12], ..Architecture::of_family(Family::Mlp, [3, 16, 16], 5) };
     let cnn = Architecture { family: Family::Cnn, widths: vec![4, 8, 8, 12], hidden: 20, ..mlp.clone() };
     let golden = golden("training.safetensors");
     for (name, architecture) in [("mlp", &mlp), ("cnn", &cnn)] {
@@ -304,13 +304,13 @@ fn trains_as_in_pytorch(golden: &Golden, name: &str, architecture: &Architecture
     let mut dropout = Streams::new(0, "test").stream("dropout");
     let mut losses = Vec::new();
     for step in 0..20 {
-        let trainable = turns[step % turns.len()];
+        let trainable = &Trainable::parts(network.graph(), turns[step % turns.len()]);
         let rows: Vec<u32> = (0..BATCH).map(|row| ((step * BATCH + row) % labels.len()) as u32).collect();
         let batch_labels: Vec<u32> = rows.iter().map(|&row| labels[row as usize]).collect();
         let images = golden["images"].index_select(&Tensor::new(rows, &Device::Cpu).unwrap(), 0).unwrap();
         let logits = network.forward(&images, &Part::ALL, network::all(Mode::TRAIN), trainable, &mut dropout).unwrap();
         let loss = ops::cross_entropy(&logits, &batch_labels).unwrap();
-        optimiser.step(&network.parameters(trainable), &network.backward(&loss).unwrap(), 1e-3).unwrap();
+        optimiser.step(&network.parameters(trainable), &network.backward(&loss, trainable).unwrap(), 1e-3).unwrap();
         losses.push(f64::from(loss.to_scalar::<f32>().unwrap()));
     }
     let expected = flat(&golden[&format!("{name}.losses")]);

@@ -7,8 +7,8 @@ use dcu_nn::network::{self, Mode};
 use dcu_nn::ops::{self, Block, Convolution, Deposit, Normalisation, Weight, composed};
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
-use dcu_nn::train::{self, Fit, OptimiserName, Phase, Prepared, Recipe, Schedule};
-use dcu_nn::{Architecture, Device, Family, Network, Part, Result, Samples, Tensor, Var, evaluate};
+use dcu_nn::train::{self, Fit, Phase, Prepared, Recipe, Schedule};
+use dcu_nn::{Architecture, Device, Family, Network, Part, Result, Samples, Tensor, Trainable, Var, evaluate};
 
 const ADAM: Rule = Rule::Adam { weight_decay: 0.0 };
 
@@ -17,7 +17,7 @@ fn streams() -> Streams {
 }
 
 fn cnn() -> Architecture {
-    Architecture { widths: vec![4, 8, 9], hidden: 10, dropout: 0.2, ..Architecture::of_paper(Family::Cnn, [3, 16, 16], 4) }
+    Architecture { widths: vec![4, 8, 9], hidden: 10, dropout: 0.2, ..Architecture::of_family(Family::Cnn, [3, 16, 16], 4) }
 }
 
 fn network(seed: u64) -> Network {
@@ -32,52 +32,63 @@ fn samples(count: usize) -> Samples {
     Samples::of_values(Array::new(vec![count, 3, 16, 16], images), (0..count).map(|row| class(row) as u32).collect()).unwrap()
 }
 
-fn loss(network: &mut Network, samples: &Samples) -> Tensor {
+fn all(network: &Network) -> Trainable {
+    Trainable::all(network.graph())
+}
+
+fn loss(network: &mut Network, samples: &Samples, trainable: &Trainable) -> Tensor {
     let (images, labels) = samples.batch(&(0..samples.len()).collect::<Vec<_>>()).unwrap();
     let mut dropout = streams().stream("dropout");
-    let logits = network.forward(&images, &Part::ALL, network::all(Mode::TRAIN), &Part::ALL, &mut dropout).unwrap();
+    let logits = network.forward(&images, &Part::ALL, network::all(Mode::TRAIN), trainable, &mut dropout).unwrap();
     ops::cross_entropy(&logits, &labels).unwrap()
 }
 
-fn phase<'a>(streams: &'a Streams, trainable: &'a [Part], modes: network::Modes, batch: usize) -> Phase<'a> {
+/// One step on all parameters.
+fn step(network: &mut Network, samples: &Samples) {
+    let trainable = all(network);
+    let loss = loss(network, samples, &trainable);
+    let gradients = network.backward(&loss, &trainable).unwrap();
+    Optimiser::new(ADAM).step(&network.parameters(&trainable), &gradients, 1e-3).unwrap();
+}
+
+fn phase<'a>(streams: &'a Streams, trainable: &'a Trainable, modes: network::Modes, batch: usize) -> Phase<'a> {
     Phase { trainable, modes, batch, streams, purpose: "test" }
 }
 
 #[test]
 fn a_parameter_without_a_gradient_is_named_and_none_moves() {
     let (mut one, samples) = (network(1), samples(12));
-    let before = one.duplicate().unwrap();
-    let loss = loss(&mut one, &samples);
-    let error = Optimiser::new(ADAM).step(&one.parameters(&Part::ALL), &loss.backward().unwrap(), 1e-3).unwrap_err().to_string();
-    assert!(error.contains("`classifier.0.weight`") && error.contains("`Network::backward`"), "{error}");
-    for (name, parameter) in before.parameters(&Part::ALL) {
-        assert_eq!(one.to_tensors().unwrap()[name], before.to_tensors().unwrap()[name], "{name} {:?}", parameter.dims());
+    let before = one.to_tensors().unwrap();
+    let (trainable, last) = (all(&one), Trainable::parts(one.graph(), &[Part::Final]));
+    let of_last = loss(&mut one, &samples, &last);
+    let error = one.backward(&of_last, &trainable).unwrap_err().to_string();
+    assert!(error.contains("`features.0.bias` is to be trained, but the loss does not depend on it"), "{error}");
+    let gradients = one.backward(&of_last, &last).unwrap();
+    let error = Optimiser::new(ADAM).step(&one.parameters(&trainable), &gradients, 1e-3).unwrap_err().to_string();
+    assert!(error.contains("`features.0.bias`") && error.contains("no gradient"), "{error}");
+    let after = one.to_tensors().unwrap();
+    for name in one.parameters(&trainable).into_keys() {
+        assert_eq!(after[name], before[name], "{name}");
     }
-    assert!(Optimiser::new(ADAM).step(&one.parameters(&Part::ALL), &one.backward(&loss).unwrap(), 1e-3).is_ok());
+    assert!(Optimiser::new(ADAM).step(&one.parameters(&last), &gradients, 1e-3).is_ok());
 }
 
+/// Each as it would be by a loss of its own, and whole: nothing is left elsewhere.
 #[test]
 fn a_loss_of_two_networks_has_the_gradients_of_both() {
     let (mut one, mut other, samples) = (network(1), network(2), samples(12));
-    let sum = (loss(&mut one, &samples) + loss(&mut other, &samples)).unwrap();
-    let parameters = |network: &Network| -> Vec<Vec<f32>> {
-        network.parameters(&Part::ALL).values().map(|parameter| parameter.flatten_all().unwrap().to_vec1().unwrap()).collect()
-    };
-    let of_one = one.backward(&sum).unwrap();
-    let error = Optimiser::new(ADAM).step(&other.parameters(&Part::ALL), &of_one, 1e-3).unwrap_err().to_string();
-    assert!(error.contains("`network::backward`"), "{error}");
-    let both = network::backward(&sum, &[&one, &other]).unwrap();
-    let before = [parameters(&one), parameters(&other)];
-    for network in [&one, &other] {
-        Optimiser::new(ADAM).step(&network.parameters(&Part::ALL), &both, 1e-3).unwrap();
-    }
-    // Each as it would be alone.
-    for (seed, network, before) in [(1, &one, &before[0]), (2, &other, &before[1])] {
-        let mut alone = self::network(seed);
-        let loss = loss(&mut alone, &samples);
-        Optimiser::new(ADAM).step(&alone.parameters(&Part::ALL), &alone.backward(&loss).unwrap(), 1e-3).unwrap();
-        assert_eq!(parameters(network), parameters(&alone));
-        assert_ne!(parameters(network), *before);
+    let trainable = all(&one);
+    let sum = (loss(&mut one, &samples, &trainable) + loss(&mut other, &samples, &trainable)).unwrap();
+    let both = network::backward(&sum, &[(&one, &trainable), (&other, &trainable)]).unwrap();
+    for (seed, gradients) in [(1, &both[0]), (2, &both[1])] {
+        let mut alone = network(seed);
+        let loss = loss(&mut alone, &samples, &trainable);
+        let expected = alone.backward(&loss, &trainable).unwrap();
+        assert!(gradients.iter().map(|(name, _)| name).eq(trainable.iter()));
+        for (name, gradient) in gradients.iter() {
+            let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(values(gradient), values(expected.get(name).unwrap()), "{name}");
+        }
     }
 }
 
@@ -111,8 +122,7 @@ fn a_duplicate_does_not_follow_its_original() {
     let teacher = student.duplicate().unwrap();
     let before = teacher.to_tensors().unwrap();
     assert_eq!(before, student.to_tensors().unwrap());
-    let loss = loss(&mut student, &samples);
-    Optimiser::new(ADAM).step(&student.parameters(&Part::ALL), &student.backward(&loss).unwrap(), 1e-3).unwrap();
+    step(&mut student, &samples);
     let after = student.to_tensors().unwrap();
     assert!(
         after.iter().all(|(name, tensor)| *tensor != before[name] || name.contains("features") && name.ends_with(".bias")),
@@ -124,8 +134,9 @@ fn a_duplicate_does_not_follow_its_original() {
 #[test]
 fn a_training_that_diverges_stops_with_the_place_and_a_remedy() {
     let (streams, samples) = (streams(), samples(40));
-    let phase = phase(&streams, &Part::ALL, network::all(Mode::TRAIN), 8);
     let mut network = network(1);
+    let trainable = all(&network);
+    let phase = phase(&streams, &trainable, network::all(Mode::TRAIN), 8);
     let prepared = Prepared::new(&network, &samples, phase).unwrap();
     let mut optimiser = Optimiser::new(Rule::Sgd { momentum: 0.0, weight_decay: 0.0 });
     let error = train::epoch(&mut network, &prepared, phase, 4, &mut optimiser, 1e30).unwrap_err().to_string();
@@ -142,9 +153,10 @@ fn a_training_that_diverges_stops_with_the_place_and_a_remedy() {
 fn nothing_to_train_on_is_an_error() {
     let (streams, none) = (streams(), samples(0));
     let mut network = network(1);
+    let last = Trainable::parts(network.graph(), &[Part::Final]);
     let mut optimiser = Optimiser::new(ADAM);
     for (samples, batch) in [(&none, 8), (&samples(4), 0)] {
-        let phase = phase(&streams, &[Part::Final], network::all(Mode::EVAL), batch);
+        let phase = phase(&streams, &last, network::all(Mode::EVAL), batch);
         let prepared = Prepared::new(&network, samples, phase).unwrap();
         for result in [
             train::epoch(&mut network, &prepared, phase, 0, &mut optimiser, 1e-3),
@@ -161,7 +173,8 @@ fn nothing_to_train_on_is_an_error() {
 #[test]
 fn an_accumulated_step_is_one_on_the_mean_of_the_losses() {
     let (streams, samples) = (streams(), samples(20));
-    let phase = phase(&streams, &Part::ALL, network::all(Mode::DROPOUT), 8);
+    let trainable = all(&network(1));
+    let phase = phase(&streams, &trainable, network::all(Mode::DROPOUT), 8);
     let (mut accumulated, mut at_once) = (network(1), network(1));
     let prepared = Prepared::new(&accumulated, &samples, phase).unwrap();
     let found = train::accumulated_step(&mut accumulated, &prepared, phase, 3, &mut Optimiser::new(ADAM), 1e-3).unwrap();
@@ -179,13 +192,13 @@ fn an_accumulated_step_is_one_on_the_mean_of_the_losses() {
     let mean = Tensor::stack(&losses, 0).and_then(|losses| losses.mean_all()).unwrap();
     assert!((found - f64::from(mean.to_scalar::<f32>().unwrap())).abs() < 1e-6);
     Optimiser::new(Rule::Sgd { momentum: 0.0, weight_decay: 0.0 })
-        .step(&at_once.parameters(&Part::ALL), &at_once.backward(&mean).unwrap(), 0.5)
+        .step(&at_once.parameters(&trainable), &at_once.backward(&mean, &trainable).unwrap(), 0.5)
         .unwrap();
     let mut accumulated = network(1);
     let mut descent = Optimiser::new(Rule::Sgd { momentum: 0.0, weight_decay: 0.0 });
     train::accumulated_step(&mut accumulated, &prepared, phase, 3, &mut descent, 0.5).unwrap();
-    for (name, expected) in at_once.parameters(&Part::ALL) {
-        let found = accumulated.parameters(&Part::ALL)[name].as_tensor();
+    for (name, expected) in at_once.parameters(&trainable) {
+        let found = accumulated.parameters(&trainable)[name].as_tensor();
         let difference = (found - expected.as_tensor()).and_then(|difference| difference.abs()?.max_all()?.to_scalar::<f32>()).unwrap();
         assert!(difference < 1e-6, "{name}: {difference}");
     }
@@ -247,12 +260,12 @@ fn recomputed_averages_are_the_statistics_of_the_whole_set() {
 }
 
 fn recipe(schedule: Schedule) -> Recipe {
-    Recipe { epochs: 4, batch: 8, lr: 0.01, optimiser: OptimiserName::Adam, momentum: 0.0, weight_decay: 0.0, schedule }
+    Recipe { epochs: 4, batch: 8, lr: 0.01, schedule, ..Recipe::default() }
 }
 
 #[test]
 fn the_rate_stays_or_falls_along_half_a_cosine() {
-    let rates = |schedule| (0..=4).map(|epoch| recipe(schedule).rate(epoch)).collect::<Vec<_>>();
+    let rates = |schedule| (0..=4).map(|epoch| recipe(schedule).rate(epoch, 3, 5)).collect::<Vec<_>>();
     assert_eq!(rates(Schedule::Constant), [0.01; 5]);
     // As torch.optim.lr_scheduler.CosineAnnealingLR with T_max = 4.
     let expected = [0.01, 0.008535533905932738, 0.005, 0.0014644660940672627, 0.0];

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use dcu_data::{Contents, Place, Share};
+use dcu_data::{Contents, Place, Selection, Share};
 use dcu_stage::Failure;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
@@ -25,15 +25,15 @@ pub(crate) fn commit(place: &Place) -> anyhow::Result<Option<String>> {
 }
 
 /// Downloads what is not cached of the commit, and reads it.
-pub(crate) fn read(place: &Place) -> anyhow::Result<Contents> {
+pub(crate) fn read(place: &Place, selection: &Selection) -> anyhow::Result<Contents> {
     let snapshot = cached(place).pointer_path(&place.revision);
-    let fetched = fetch(place, &snapshot);
+    let fetched = fetch(place, selection, &snapshot);
     // Without the hub, what was downloaded earlier serves.
     fetched.or_else(|error| if snapshot.is_dir() { Ok(()) } else { Err(error) })?;
     let folder = place.subset.as_ref().map_or_else(|| snapshot.clone(), |subset| snapshot.join(subset));
     let read = || {
         refuse_missing_shards(&folder)?;
-        parquet::read(&folder)
+        parquet::read(&folder, selection)
     };
     let contents = read().with_context(|| format!("cannot read `{}` from the hub's cache", place.repo))?;
     let name = place.repo.rsplit('/').next().unwrap_or(&place.repo).to_owned();
@@ -116,10 +116,13 @@ fn current_commit(place: &Place) -> anyhow::Result<String> {
     Ok(commit)
 }
 
-fn fetch(place: &Place, snapshot: &Path) -> anyhow::Result<()> {
+fn fetch(place: &Place, selection: &Selection, snapshot: &Path) -> anyhow::Result<()> {
     let repository = connect(place)?;
     let files = repository.info().map_err(|error| unreachable(place, &error))?.siblings;
-    let mut wanted: Vec<String> = files.into_iter().map(|file| file.rfilename).filter(|file| is_wanted(file, place)).collect();
+    let mut wanted: Vec<String> = files.into_iter().map(|file| file.rfilename).filter(|file| is_wanted(file, place, selection)).collect();
+    if wanted.is_empty() {
+        return Err(without_parquet(place));
+    }
     // The training part comes last: an interrupted download is never taken for a data set without a test part.
     wanted.sort_by_key(|file| (parquet::share(Path::new(file)).is_none_or(|share| share == Share::Train), file.clone()));
     for file in wanted.iter().filter(|file| !snapshot.join(file).exists()) {
@@ -128,12 +131,20 @@ fn fetch(place: &Place, snapshot: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The parquet files of the subset, whose names stay inside the cache.
-fn is_wanted(file: &str, place: &Place) -> bool {
+/// The repository may be a script or an archive, or have other subsets.
+fn without_parquet(place: &Place) -> anyhow::Error {
+    let subset = place.subset.as_ref().map_or_else(String::new, |subset| format!(" in `{subset}`"));
+    let message = format!("`{}` at `{}` has no parquet file{subset}", place.repo, place.revision);
+    let remedy = "check `subset`; of a data set in another form the hub may keep parquet files at `revision: refs/convert/parquet`";
+    Failure::new(message, remedy).into()
+}
+
+/// The parquet files of the subset and of its parts, whose names stay inside the cache.
+fn is_wanted(file: &str, place: &Place, selection: &Selection) -> bool {
     let path = Path::new(file);
     let inside = path.components().all(|component| matches!(component, Component::Normal(_)));
     let in_subset = place.subset.as_ref().is_none_or(|subset| path.starts_with(subset));
-    inside && in_subset && path.extension().is_some_and(|extension| extension == "parquet")
+    inside && in_subset && selection.wants(parquet::share(path)) && path.extension().is_some_and(|extension| extension == "parquet")
 }
 
 /// Waits while another process downloads the same file.
@@ -182,11 +193,21 @@ mod tests {
     fn only_files_of_the_subset_inside_the_cache_are_wanted() {
         let place =
             |subset: Option<&str>| Place { repo: "a/b".into(), revision: "main".into(), subset: subset.map(str::to_owned), endpoint: None };
-        assert!(is_wanted("data/train.parquet", &place(None)) && is_wanted("plain_text/train.parquet", &place(Some("plain_text"))));
+        let is_wanted = |file: &str, subset: Option<&str>| super::is_wanted(file, &place(subset), &Selection::default());
+        assert!(is_wanted("data/train.parquet", None) && is_wanted("plain_text/train.parquet", Some("plain_text")));
         for file in ["../../train.parquet", "/etc/train.parquet", "data/train.csv"] {
-            assert!(!is_wanted(file, &place(None)), "{file}");
+            assert!(!is_wanted(file, None), "{file}");
         }
-        assert!(!is_wanted("other/train.parquet", &place(Some("plain_text"))));
+        assert!(!is_wanted("other/train.parquet", Some("plain_text")));
+    }
+
+    #[test]
+    fn parts_that_a_set_leaves_out_are_not_downloaded() {
+        let place = Place { repo: "a/b".into(), revision: "main".into(), subset: None, endpoint: None };
+        let wanted = |file: &str, test: Share| is_wanted(file, &place, &Selection { test: Some(test), ..Selection::default() });
+        assert!(wanted("cropped_digits/train-00000-of-00001.parquet", Share::Test) && wanted("data/test.parquet", Share::Test));
+        assert!(!wanted("cropped_digits/extra-00000-of-00002.parquet", Share::Test) && !wanted("data/validation.parquet", Share::Test));
+        assert!(wanted("data/valid-00000-of-00001.parquet", Share::Validation) && !wanted("data/test.parquet", Share::Validation));
     }
 
     #[test]

@@ -7,7 +7,7 @@ pub mod parquet;
 
 use std::path::Path;
 
-use dcu_data::{Contents, List, Place, Readers};
+use dcu_data::{Contents, List, Place, Readers, Selection};
 use dcu_stage::External;
 
 /// All readers.
@@ -17,20 +17,20 @@ struct All;
 impl Readers for All {
     const ELSEWHERE: Option<&'static str> = None;
 
-    fn parquet_files(path: &Path) -> anyhow::Result<Vec<External>> {
-        parquet::outside(path)
+    fn parquet_files(path: &Path, selection: &Selection) -> anyhow::Result<Vec<External>> {
+        parquet::outside(path, selection)
     }
 
-    fn read_parquet(path: &Path) -> anyhow::Result<Contents> {
-        parquet::read(path)
+    fn read_parquet(path: &Path, selection: &Selection) -> anyhow::Result<Contents> {
+        parquet::read(path, selection)
     }
 
     fn commit(place: &Place) -> anyhow::Result<Option<String>> {
         hub::commit(place)
     }
 
-    fn read_hub(place: &Place) -> anyhow::Result<Contents> {
-        hub::read(place)
+    fn read_hub(place: &Place, selection: &Selection) -> anyhow::Result<Contents> {
+        hub::read(place, selection)
     }
 
     fn read_list(file: &Path) -> anyhow::Result<List> {

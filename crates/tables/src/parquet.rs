@@ -6,14 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
 use dcu_data::images::Cell;
-use dcu_data::{CIFAR10_CLASSES, Contents, List, Part, Share, cifar10_normalisation, externals, files_below, missing, room_for};
+use dcu_data::{CIFAR10_CLASSES, Contents, List, Part, Selection, Share, cifar10_normalisation, externals, files_below, missing, room_for};
 use dcu_stage::{External, Failure};
 use polars::prelude::{Column, DataFrame, DataType, ParquetReader, SerReader};
 
-const IMAGE_COLUMNS: [&str; 2] = ["img", "image"];
-const LABEL_COLUMNS: [&str; 3] = ["label", "labels", "fine_label"];
-
-/// The files of each part. Files that name no part belong to the training part; those for validation serve where there are none to test on.
+/// The files of each part. Unless the selection knows the parts, files that name none belong to the training part, and those for validation serve where
+/// there are none to test on.
 struct Files {
     train: Vec<PathBuf>,
     test: Vec<PathBuf>,
@@ -25,14 +23,15 @@ pub(crate) fn share(file: &Path) -> Option<Share> {
     file.iter().rev().find_map(|name| Share::of_name(&name.to_string_lossy()))
 }
 
-fn find(path: &Path) -> anyhow::Result<Files> {
+fn find(path: &Path, selection: &Selection) -> anyhow::Result<Files> {
     let metadata = std::fs::metadata(path).map_err(|error| missing(path, &error))?;
     if metadata.is_file() {
         return Ok(Files { train: vec![path.to_owned()], test: Vec::new(), left_out: Vec::new() });
     }
-    let (mut train, mut validation, mut test) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut train, mut validation, mut test, mut others) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for file in files_below(path)?.into_iter().filter(|file| file.extension().is_some_and(|extension| extension == "parquet")) {
         match share(file.strip_prefix(path).unwrap_or(&file)) {
+            share if !selection.wants(share) => others.push(file),
             Some(Share::Test) => test.push(file),
             Some(Share::Validation) => validation.push(file),
             Some(Share::Train) | None => train.push(file),
@@ -42,13 +41,13 @@ fn find(path: &Path) -> anyhow::Result<Files> {
         let message = format!("there is no parquet file for training in `{}`", path.display());
         return Err(Failure::new(message, "name the folder that holds `train*.parquet`, or a single file").into());
     }
-    let (test, left_out) = if test.is_empty() { (validation, Vec::new()) } else { (test, validation) };
+    let (test, left_out) = if test.is_empty() { (validation, others) } else { (test, [validation, others].concat()) };
     Ok(Files { train, test, left_out })
 }
 
 /// The outside files that reading would read.
-pub(crate) fn outside(path: &Path) -> anyhow::Result<Vec<External>> {
-    let files = find(path)?;
+pub(crate) fn outside(path: &Path, selection: &Selection) -> anyhow::Result<Vec<External>> {
+    let files = find(path, selection)?;
     externals(path, &[files.train, files.test].concat())
 }
 
@@ -56,13 +55,15 @@ pub(crate) fn outside(path: &Path) -> anyhow::Result<Vec<External>> {
 ///
 /// # Errors
 /// Names the file, the row and what is wrong there.
-pub fn read(path: &Path) -> anyhow::Result<Contents> {
-    let Files { train, test, left_out } = find(path)?;
-    let train = Rows::read(&train)?;
-    let test = if test.is_empty() { None } else { Some(Rows::read(&test)?) };
+pub fn read(path: &Path, selection: &Selection) -> anyhow::Result<Contents> {
+    let Files { train, test, left_out } = find(path, selection)?;
+    let train = Rows::read(&train, selection)?;
+    let test = if test.is_empty() { None } else { Some(Rows::read(&test, selection)?) };
     let mut notes = Vec::new();
-    if !left_out.is_empty() {
-        notes.push(format!("there is a test part, so that {} files for validation were left out", left_out.len()));
+    match selection.test {
+        _ if left_out.is_empty() => {}
+        None => notes.push(format!("there is a test part, so that {} files for validation were left out", left_out.len())),
+        Some(_) => notes.push(format!("{} files were left out, whose part of the set is not read", left_out.len())),
     }
     let told = train.class_names.clone().or_else(|| test.as_ref()?.class_names.clone());
     if let Some(other) = test.as_ref().and_then(|test| test.class_names.as_ref()).filter(|other| Some(*other) != told.as_ref()) {
@@ -108,11 +109,11 @@ struct Rows {
 }
 
 impl Rows {
-    fn read(files: &[PathBuf]) -> anyhow::Result<Self> {
+    fn read(files: &[PathBuf], selection: &Selection) -> anyhow::Result<Self> {
         let mut whole: Option<Self> = None;
         for file in files {
             let bytes = std::fs::read(file).map_err(|error| missing(file, &error))?;
-            let rows = read_bytes(bytes, &file.file_name().unwrap_or(file.as_os_str()).to_string_lossy())?;
+            let rows = read_bytes(bytes, &file.file_name().unwrap_or(file.as_os_str()).to_string_lossy(), selection)?;
             match &mut whole {
                 None => whole = Some(rows),
                 Some(whole) => whole.extend(rows)?,
@@ -171,19 +172,21 @@ impl Rows {
 }
 
 /// Reads one file's bytes: its samples, and the names of the classes where its metadata tells.
-fn read_bytes(bytes: Vec<u8>, name: &str) -> anyhow::Result<Rows> {
+fn read_bytes(bytes: Vec<u8>, name: &str, selection: &Selection) -> anyhow::Result<Rows> {
     sound(name, || {
         let mut reader = ParquetReader::new(Cursor::new(bytes));
         let schema = reader.schema().with_context(|| format!("`{name}` is no parquet file"))?;
         let columns: Vec<String> = schema.iter_names().map(ToString::to_string).collect();
-        let pick = |wanted: &[&str], what: &str| {
-            let found = wanted.iter().find(|wanted| columns.iter().any(|column| column == *wanted));
-            found.map(ToString::to_string).ok_or_else(|| {
-                let message = format!("`{name}` has no column of {what}; its columns are `{}`", columns.join("`, `"));
-                Failure::new(message, format!("name it `{}`", wanted.join("` or `")))
+        let pick = |wanted: &[String], what: &str, parameter: &str| {
+            let found = wanted.iter().find(|wanted| columns.contains(wanted));
+            found.cloned().ok_or_else(|| {
+                let called = if let [only] = wanted { format!(" `{only}`") } else { String::new() };
+                let message = format!("`{name}` has no column{called} of {what}; its columns are `{}`", columns.join("`, `"));
+                Failure::new(message, format!("say which it is with `{parameter}`"))
             })
         };
-        let (image_column, label_column) = (pick(&IMAGE_COLUMNS, "images")?, pick(&LABEL_COLUMNS, "labels")?);
+        let image_column = pick(&selection.image_columns, "images", "image_column")?;
+        let label_column = pick(&selection.label_columns, "labels", "label_column")?;
         let class_names = class_names(&mut reader, &label_column)?;
         refuse_bombs(&mut reader, name)?;
         let frame = reader

@@ -3,8 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use dcu_data::images::Cell;
-use dcu_data::{List, Part};
-use dcu_tables::parquet::{read, read_list};
+use dcu_data::{Contents, List, Part, Selection, Share};
+use dcu_tables::parquet::read_list;
+
+fn read(path: &Path) -> anyhow::Result<Contents> {
+    dcu_tables::parquet::read(path, &Selection::default())
+}
 
 fn folder_of_crate() -> PathBuf {
     PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs the tests"))

@@ -3,6 +3,7 @@
 mod hub;
 mod methods;
 mod network;
+mod recipe;
 
 pub use hub::{Hub, Place};
 pub use methods::import::Import;

@@ -1,96 +1,74 @@
-//! How the user names a network and its training, for `fit` and `import` alike.
+//! How the user names a network, for `fit` and `import` alike.
 
-use dcu_artifact::Dataset;
 use dcu_nn::architecture::MOST_PARAMETERS;
-use dcu_nn::train::{OptimiserName, Recipe, Schedule};
-use dcu_nn::{Architecture, Family};
+use dcu_nn::{Architecture, Family, Stem};
 use dcu_stage::{Failure, Rejected};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-/// A network of the zoo.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Name {
-    /// Fully connected: 512, 128.
-    Mlp,
-    /// Four blocks of convolution: 32, 64, 128, 256; then 1024.
-    Cnn,
-}
-
-/// Sizes that differ from the paper's.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Sizes<'a> {
-    pub(crate) widths: Option<&'a [usize]>,
+/// A network as the user names it: its kind, and the sizes that differ from the published ones.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Chosen {
+    pub(crate) model: Family,
+    pub(crate) widths: Option<Vec<usize>>,
     pub(crate) hidden: Option<usize>,
     pub(crate) dropout: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stem: Option<Stem>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) depth: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) heads: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) patch: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cut: Option<[String; 2]>,
 }
 
-/// The network of the given name for the images and classes of a dataset.
-///
-/// # Errors
-/// When there is no such network.
-pub(crate) fn architecture(name: Name, sizes: Sizes<'_>, dataset: &Dataset) -> anyhow::Result<Architecture> {
-    let family = match name {
-        Name::Mlp => Family::Mlp,
-        Name::Cnn => Family::Cnn,
-    };
-    let paper = Architecture::of_paper(family, dataset.image_shape(), dataset.classes());
-    let architecture = Architecture {
-        widths: sizes.widths.map_or(paper.widths, <[usize]>::to_vec),
-        hidden: sizes.hidden.unwrap_or(paper.hidden),
-        dropout: sizes.dropout.unwrap_or(paper.dropout),
-        ..paper
-    };
-    let remedy = "change `model`, `widths`, `hidden` or `dropout`, or the size of the images in `data`";
-    architecture.layers().map_err(|reason| Failure::new(format!("there is no such network: {reason}"), remedy))?;
-    Ok(architecture)
-}
-
-/// Refuses sizes that no image makes possible.
-///
-/// # Errors
-/// Names the parameter.
-pub(crate) fn check_sizes(sizes: Sizes<'_>) -> Result<(), Rejected> {
-    if let Some(widths) = sizes.widths {
-        Rejected::unless(
-            widths.len() >= 2 && !widths.contains(&0),
-            "widths",
-            "`widths` needs two positive numbers at least, to cut the network in three",
-        )?;
-        let is_possible = |pair: &[usize]| pair[0].checked_mul(pair[1]).is_some_and(|weights| weights <= MOST_PARAMETERS);
-        Rejected::unless(
-            widths.windows(2).all(is_possible),
-            "widths",
-            format!("`widths` make a network of more than {MOST_PARAMETERS} parameters; give smaller ones"),
-        )?;
+impl Chosen {
+    /// The network for images and classes of the given shape.
+    ///
+    /// # Errors
+    /// When there is no such network.
+    pub(crate) fn architecture(&self, input: [usize; 3], classes: usize) -> anyhow::Result<Architecture> {
+        let published = Architecture::of_family(self.model, input, classes);
+        let architecture = Architecture {
+            widths: self.widths.clone().unwrap_or(published.widths),
+            hidden: self.hidden.unwrap_or(published.hidden),
+            dropout: self.dropout.unwrap_or(published.dropout),
+            stem: self.stem.or(published.stem),
+            depth: self.depth.or(published.depth),
+            heads: self.heads.or(published.heads),
+            patch: self.patch.or(published.patch),
+            cut: self.cut.clone(),
+            ..published
+        };
+        let remedy = "change `model` or its sizes (`widths`, `hidden`, `cut`, ...), or the size of the images in `data`";
+        architecture.graph().map_err(|reason| Failure::new(format!("there is no such network: {reason}"), remedy))?;
+        Ok(architecture)
     }
-    Rejected::unless(sizes.hidden != Some(0), "hidden", "`hidden` must be at least 1")?;
-    Rejected::unless(
-        sizes.dropout.is_none_or(|dropout| (0.0..1.0).contains(&dropout)),
-        "dropout",
-        "`dropout` must be at least 0 and below 1",
-    )
-}
 
-/// Refuses a recipe that cannot work.
-///
-/// # Errors
-/// Names the parameter.
-pub(crate) fn check_recipe(recipe: &Recipe) -> Result<(), Rejected> {
-    recipe.check().map_err(|(name, message)| Rejected::parameter(name, message))
-}
-
-/// The paper's recipe: 30 epochs of Adam at 1e-3 with batches of 256.
-pub(crate) fn recipe_of_paper() -> Recipe {
-    Recipe {
-        epochs: 30,
-        batch: 256,
-        lr: 1e-3,
-        optimiser: OptimiserName::Adam,
-        momentum: 0.9,
-        weight_decay: 0.0,
-        schedule: Schedule::Constant,
+    /// Refuses sizes that no image makes possible.
+    ///
+    /// # Errors
+    /// Names the parameter.
+    pub(crate) fn check(&self) -> Result<(), Rejected> {
+        if let Some(widths) = &self.widths {
+            Rejected::unless(!widths.is_empty() && !widths.contains(&0), "widths", "`widths` are positive numbers")?;
+            let is_possible = |pair: &[usize]| pair[0].checked_mul(pair[1]).is_some_and(|weights| weights <= MOST_PARAMETERS);
+            Rejected::unless(
+                widths.windows(2).all(is_possible),
+                "widths",
+                format!("`widths` make a network of more than {MOST_PARAMETERS} parameters; give smaller ones"),
+            )?;
+        }
+        for (name, size) in [("hidden", self.hidden), ("depth", self.depth), ("heads", self.heads), ("patch", self.patch)] {
+            Rejected::unless(size != Some(0), name, format!("`{name}` must be at least 1"))?;
+        }
+        Rejected::unless(
+            self.dropout.is_none_or(|dropout| (0.0..1.0).contains(&dropout)),
+            "dropout",
+            "`dropout` must be at least 0 and below 1",
+        )
     }
 }
 
@@ -100,7 +78,11 @@ mod tests {
 
     #[test]
     fn widths_that_no_memory_holds_are_refused_before_any_data_is_read() {
-        let check = |widths: &[usize]| check_sizes(Sizes { widths: Some(widths), hidden: None, dropout: None });
+        let check = |widths: &[usize]| {
+            let (model, none) = (Family::Mlp, None);
+            let widths = Some(widths.to_vec());
+            Chosen { model, widths, hidden: none, dropout: None, stem: None, depth: none, heads: none, patch: none, cut: None }.check()
+        };
         assert!(check(&[512, 128]).is_ok());
         for widths in [&[1_000_000, 1_000_000][..], &[8, usize::MAX, usize::MAX]] {
             let rejected = check(widths).unwrap_err();

@@ -115,12 +115,36 @@ fn check_recipe(recipe: &OpenFacts) -> Result<(), String> {
     let whole = |least: u64| move |value: &Value| value.as_u64().is_some_and(|value| value >= least);
     let number = |fits: fn(f64) -> bool| move |value: &Value| value.as_f64().is_some_and(|value| value.is_finite() && fits(value));
     type Rule<'a> = (&'a str, &'a dyn Fn(&Value) -> bool, &'a str);
-    let rules: [Rule<'_>; 5] = [
+    let below_one = number(|value| (0.0..1.0).contains(&value));
+    let (positive, not_negative) = (number(|value| value > 0.0), number(|value| value >= 0.0));
+    let share = number(|value| (0.0..=1.0).contains(&value));
+    let rising = |value: &Value| {
+        let epochs: Option<Vec<f64>> = value.as_array().and_then(|epochs| epochs.iter().map(Value::as_f64).collect());
+        epochs.is_some_and(|epochs| epochs.iter().all(|&epoch| epoch > 0.0) && epochs.is_sorted_by(|one, next| one < next))
+    };
+    let rules: [Rule<'_>; 22] = [
         ("epochs", &whole(1), "a whole number, at least 1"),
         ("batch", &whole(2), "a whole number, at least 2"),
-        ("lr", &number(|value| value > 0.0), "a positive number"),
-        ("momentum", &number(|value| (0.0..1.0).contains(&value)), "at least 0 and below 1"),
-        ("weight_decay", &number(|value| value >= 0.0), "0 or more"),
+        ("lr", &positive, "a positive number"),
+        ("momentum", &below_one, "at least 0 and below 1"),
+        ("weight_decay", &not_negative, "0 or more"),
+        ("clip", &not_negative, "0 or more"),
+        ("smoothing", &below_one, "at least 0 and below 1"),
+        ("warmup", &not_negative, "0 or more"),
+        ("milestones", &rising, "a rising list of positive numbers"),
+        ("gamma", &positive, "a positive number"),
+        ("cycle_peak", &below_one, "at least 0 and below 1"),
+        ("cycle_start", &share, "from 0 to 1"),
+        ("cycle_end", &share, "from 0 to 1"),
+        ("crop", &whole(0), "a whole number, 0 or more"),
+        ("cutout", &whole(0), "a whole number, 0 or more"),
+        ("brightness", &not_negative, "0 or more"),
+        ("contrast", &share, "from 0 to 1"),
+        ("saturation", &share, "from 0 to 1"),
+        ("patience", &whole(0), "a whole number, 0 or more"),
+        ("ema", &below_one, "at least 0 and below 1"),
+        ("average_last", &whole(0), "a whole number, 0 or more"),
+        ("nesterov", &Value::is_boolean, "true or false"),
     ];
     for (name, fits, rule) in rules {
         if let Some(value) = recipe.get(name).filter(|value| !fits(value)) {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use dcu_artifact::{Array, Dataset, DatasetFacts, Normalisation, Part as IdPart, SampleId, digest_bytes};
@@ -12,9 +12,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::images::{Shape, decode};
-use crate::readers::{Place, Readers};
-use crate::sources::{Contents, Part, cifar_binary, embedded, folder};
+use crate::images::{Fit, Shape, decode};
+use crate::named::{self, Official, SetName, Size};
+use crate::readers::{Place, Readers, Selection};
+use crate::sources::{Contents, Part, Share, cifar_binary, embedded, folder, idx};
 
 /// The method, with the readers that its program has.
 #[derive(Debug)]
@@ -35,8 +36,10 @@ pub(crate) enum SourceName {
     Parquet,
     /// A data set of the Hugging Face hub.
     Hub,
-    /// The official binary files of CIFAR-10.
+    /// The official binary files of CIFAR-10, or of CIFAR-100 by `set: cifar100`.
     CifarBinary,
+    /// The official files of MNIST and Fashion-MNIST, packed (`.gz`) or not.
+    Idx,
     /// A folder for each class, below `train` and `test` where these exist.
     Folder,
 }
@@ -45,7 +48,7 @@ pub(crate) enum SourceName {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum NormaliseBy {
-    /// The usual values of a well-known source (the embedded digits, CIFAR-10), computed for any other.
+    /// The usual values of a `set` or of a well-known source (the embedded digits, CIFAR-10), computed for any other.
     Named,
     /// Mean and deviation of each channel of the training images.
     Computed,
@@ -57,17 +60,25 @@ pub(crate) enum NormaliseBy {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Parameters {
-    /// Where the images come from. Parameters of other sources are ignored.
-    source: SourceName,
-    /// The file or folder of `parquet`, `cifar-binary` and `folder`.
+    /// Where the images come from: by default the embedded digits, or the hub where there is a `set`. Parameters of other sources are ignored.
+    source: Option<SourceName>,
+    /// A well-known data set: where the hub has it, which columns, parts and normalisation it has, and what to check. With `path`, the same files in a
+    /// folder, folders of classes, or its official files.
+    #[serde(deserialize_with = "named::by_name")]
+    set: Option<SetName>,
+    /// The file or folder of `parquet`, `cifar-binary`, `idx` and `folder`.
     #[schemars(extend("x-location" = true))]
     path: Option<PathBuf>,
-    /// Owner and name of a data set of the `hub`.
+    /// Owner and name of a data set of the `hub`; by default that of the `set`.
     repo: Option<String>,
     /// Branch, tag or commit of a data set of the `hub`.
     revision: String,
-    /// The folder to read of a data set of the `hub` that holds several subsets.
+    /// The folder to read of a data set of the `hub`, or of a copy of a `set`, that holds several subsets; by default that of the `set`.
     subset: Option<String>,
+    /// The column of images of `parquet` and `hub`; by default that of the `set`, `img` or `image`.
+    image_column: Option<String>,
+    /// The column of labels of `parquet` and `hub`; by default that of the `set`, `label`, `labels` or `fine_label`. Of CIFAR-100 also in `cifar-binary`.
+    label_column: Option<String>,
     /// Another `hub` than HF_ENDPOINT names.
     #[schemars(extend("x-location" = true))]
     endpoint: Option<String>,
@@ -75,8 +86,10 @@ pub struct Parameters {
     per_class: Option<usize>,
     /// The share of each class that is set aside for testing where a source has no test part.
     test_fraction: f64,
-    /// Height and width to scale to, at most 4096.
+    /// Height and width to scale to, at most 4096. Proportions are lost unless there is a `crop`. Images of Imagenette come to 128 x 128 by default.
     resize: Option<[usize; 2]>,
+    /// Height and width to cut out of the middle. With `resize` the image is first scaled in its proportions, so that it just covers that.
+    crop: Option<[usize; 2]>,
     /// Rows and columns of zeros to add on each side; by default 2 for the embedded digits, else 0; at most 1024.
     pad: Option<usize>,
     /// 1 or 3, whatever the images have.
@@ -92,15 +105,19 @@ pub struct Parameters {
 impl Default for Parameters {
     fn default() -> Self {
         Self {
-            source: SourceName::Embedded,
+            source: None,
+            set: None,
             path: None,
             repo: None,
             revision: "main".into(),
             subset: None,
+            image_column: None,
+            label_column: None,
             endpoint: None,
             per_class: None,
             test_fraction: 0.2,
             resize: None,
+            crop: None,
             pad: None,
             channels: None,
             normalise: NormaliseBy::Named,
@@ -114,9 +131,20 @@ impl Default for Parameters {
 #[derive(Debug, Serialize)]
 pub struct Checked {
     source: Source,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    set: Option<SetName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_column: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label_column: Option<String>,
+    /// Where a copy of the set's repository has it: a location.
+    #[serde(skip)]
+    subset: Option<String>,
     per_class: Option<usize>,
     test_fraction: f64,
     resize: Option<[usize; 2]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    crop: Option<[usize; 2]>,
     pad: usize,
     channels: Option<usize>,
     normalise: Normalise,
@@ -130,6 +158,7 @@ enum Source {
     Parquet(#[serde(skip)] PathBuf),
     Hub(Place),
     CifarBinary(#[serde(skip)] PathBuf),
+    Idx(#[serde(skip)] PathBuf),
     Folder(#[serde(skip)] PathBuf),
 }
 
@@ -154,16 +183,31 @@ impl<R: Readers> Method for Load<R> {
     type Checked = Checked;
 
     fn check(parameters: Parameters) -> Result<Checked, Rejected> {
-        let Parameters { per_class, test_fraction, resize, pad, channels, .. } = parameters;
+        let Parameters { set, per_class, test_fraction, pad, .. } = parameters;
         Rejected::unless(per_class != Some(0), "per_class", "`per_class` must be at least 1")?;
         Rejected::unless(test_fraction > 0.0 && test_fraction < 1.0, "test_fraction", "`test_fraction` must lie between 0 and 1")?;
-        let fits = |size: [usize; 2]| size.iter().all(|side| (1..=MOST_SIDE).contains(side));
-        Rejected::unless(resize.is_none_or(fits), "resize", format!("`resize` needs a height and a width from 1 to {MOST_SIDE}"))?;
-        Rejected::unless(matches!(channels, None | Some(1 | 3)), "channels", "`channels` must be 1 or 3")?;
-        let pad = pad.unwrap_or(if parameters.source == SourceName::Embedded { 2 } else { 0 });
+        let (resize, crop) = sizes(&parameters)?;
+        Rejected::unless(matches!(parameters.channels, None | Some(1 | 3)), "channels", "`channels` must be 1 or 3")?;
+        let name = parameters.source.unwrap_or(if set.is_some() { SourceName::Hub } else { SourceName::Embedded });
+        let pad = pad.unwrap_or(if name == SourceName::Embedded { 2 } else { 0 });
         Rejected::unless(pad <= MOST_PADDING, "pad", format!("`pad` must be at most {MOST_PADDING}"))?;
-        let normalise = normalise(&parameters)?;
-        Ok(Checked { source: source(parameters)?, per_class, test_fraction, resize, pad, channels, normalise })
+        if let Some(set) = set {
+            refuse_other_files(set, name, parameters.label_column.as_deref())?;
+        }
+        Ok(Checked {
+            set,
+            image_column: parameters.image_column.clone(),
+            label_column: parameters.label_column.clone(),
+            subset: set.and_then(|set| parameters.subset.clone().or_else(|| Some(set.facts().subset?.to_owned()))),
+            per_class,
+            test_fraction,
+            resize,
+            crop,
+            pad,
+            channels: parameters.channels.or_else(|| set.and_then(SetName::channels)),
+            normalise: normalise(&parameters)?,
+            source: source(parameters, name)?,
+        })
     }
 
     fn elsewhere(parameters: &Checked) -> Option<&'static str> {
@@ -181,9 +225,10 @@ impl<R: Readers> Method for Load<R> {
     fn externals(parameters: &Checked) -> anyhow::Result<Vec<External>> {
         match &parameters.source {
             Source::Embedded => Ok(Vec::new()),
-            Source::Parquet(path) => R::parquet_files(path),
-            Source::CifarBinary(path) => cifar_binary::outside(path),
-            Source::Folder(path) => folder::outside(path),
+            Source::Parquet(path) => R::parquet_files(&parameters.folder(path), &parameters.selection()),
+            Source::CifarBinary(path) => cifar_binary::outside(path, parameters.kind()),
+            Source::Idx(path) => idx::outside(path),
+            Source::Folder(path) => folder::outside(path, parameters.test()),
             // What the revision stands for has taken its place, but where the hub would have to be asked for it.
             Source::Hub(place) => {
                 let digest = place.is_commit().then(|| digest_bytes(format!("hub:{}@{}", place.repo, place.revision).as_bytes()));
@@ -194,13 +239,17 @@ impl<R: Readers> Method for Load<R> {
 
     fn run(parameters: &Checked, context: &mut Context) -> anyhow::Result<()> {
         context.progress().phase("read");
-        let contents = match &parameters.source {
+        let mut contents = match &parameters.source {
             Source::Embedded => embedded::read(),
-            Source::Parquet(path) => R::read_parquet(path),
-            Source::CifarBinary(path) => cifar_binary::read(path),
-            Source::Folder(path) => folder::read(path),
-            Source::Hub(place) => R::read_hub(place),
+            Source::Parquet(path) => R::read_parquet(&parameters.folder(path), &parameters.selection()),
+            Source::CifarBinary(path) => cifar_binary::read(path, parameters.kind()),
+            Source::Idx(path) => idx::read(path),
+            Source::Folder(path) => folder::read(path, parameters.test()),
+            Source::Hub(place) => R::read_hub(place, &parameters.selection()),
         }?;
+        if let Some(set) = parameters.set {
+            set.complete(&mut contents, parameters.label_column.as_deref(), parameters.channels)?;
+        }
         contents.notes.iter().for_each(|note| context.progress().note(note));
         let streams = Streams::new(context.seed(), "data/load");
         let classes = class_names(&contents)?;
@@ -211,19 +260,99 @@ impl<R: Readers> Method for Load<R> {
     }
 }
 
-fn source(parameters: Parameters) -> Result<Source, Rejected> {
+impl Checked {
+    /// What to read of parquet files.
+    fn selection(&self) -> Selection {
+        named::selection(self.set, self.image_column.as_deref(), self.label_column.as_deref())
+    }
+
+    /// The part to test on, where it is known.
+    fn test(&self) -> Option<Share> {
+        self.set.map(|set| set.facts().test)
+    }
+
+    /// The folder of the set's subset in a copy of its whole repository.
+    fn folder(&self, path: &Path) -> PathBuf {
+        let subset = self.subset.as_ref().map(|subset| path.join(subset));
+        subset.filter(|subset| subset.is_dir()).unwrap_or_else(|| path.to_owned())
+    }
+
+    fn kind(&self) -> cifar_binary::Kind {
+        match (self.set, self.label_column.as_deref()) {
+            (Some(SetName::Cifar100), Some("coarse_label")) => cifar_binary::Kind::Coarse,
+            (Some(SetName::Cifar100), _) => cifar_binary::Kind::Fine,
+            _ => cifar_binary::Kind::Ten,
+        }
+    }
+}
+
+/// The sizes to scale to and to cut out. Images of a set whose sizes differ come to one without being told to, in their proportions.
+fn sizes(parameters: &Parameters) -> Result<(Option<[usize; 2]>, Option<[usize; 2]>), Rejected> {
+    let fits = |size: [usize; 2]| size.iter().all(|side| (1..=MOST_SIDE).contains(side));
+    for (name, size) in [("resize", parameters.resize), ("crop", parameters.crop)] {
+        Rejected::unless(size.is_none_or(fits), name, format!("`{name}` needs a height and a width from 1 to {MOST_SIDE}"))?;
+    }
+    let (resize, crop) = match parameters.set.map(|set| set.facts().size) {
+        Some(Size::Any(side)) => {
+            let usual = parameters.resize.or(parameters.crop).unwrap_or([side; 2]);
+            (Some(usual), parameters.crop.or(Some(usual)))
+        }
+        _ => (parameters.resize, parameters.crop),
+    };
+    let inside = |([high, wide], [height, width]): ([usize; 2], [usize; 2])| high <= height && wide <= width;
+    Rejected::unless(crop.zip(resize).is_none_or(inside), "crop", "`crop` must not be larger than `resize`")?;
+    Ok((resize, crop))
+}
+
+/// Refuses a source that cannot hold the set.
+fn refuse_other_files(set: SetName, source: SourceName, label_column: Option<&str>) -> Result<(), Rejected> {
+    let (name, official) = (set.name(), set.facts().official);
+    let fits = match source {
+        SourceName::Hub | SourceName::Parquet | SourceName::Folder => true,
+        SourceName::CifarBinary => official == Official::CifarBinary,
+        SourceName::Idx => official == Official::Idx,
+        SourceName::Embedded => {
+            let message = format!(
+                "the embedded digits are not the whole of `{name}`; give `source: hub`, or another with its `path`, or leave `set` out"
+            );
+            return Err(Rejected::parameter("source", message));
+        }
+    };
+    let own = match official {
+        Official::CifarBinary => ", or as its official files with `source: cifar-binary`".to_owned(),
+        Official::Idx => ", or as its official files with `source: idx`".to_owned(),
+        Official::Unread(form) => format!("; its official {form} are not read"),
+    };
+    Rejected::unless(fits, "source", format!("`{name}` is read with `source: hub`, `parquet` or `folder`{own}"))?;
+    let known = source != SourceName::CifarBinary || label_column.is_none_or(|column| set.is_label(column));
+    Rejected::unless(
+        known,
+        "label_column",
+        format!("the binary files of `{name}` have no such label; CIFAR-100 has `fine_label` and `coarse_label`"),
+    )
+}
+
+fn source(parameters: Parameters, name: SourceName) -> Result<Source, Rejected> {
     let path = || parameters.path.clone().ok_or_else(|| Rejected::parameter("path", "`path` must name the file or folder to load"));
-    Ok(match parameters.source {
+    Ok(match name {
         SourceName::Embedded => Source::Embedded,
         SourceName::Parquet => Source::Parquet(path()?),
         SourceName::CifarBinary => Source::CifarBinary(path()?),
+        SourceName::Idx => Source::Idx(path()?),
         SourceName::Folder => Source::Folder(path()?),
-        SourceName::Hub => Source::Hub(Place {
-            repo: parameters.repo.ok_or_else(|| Rejected::parameter("repo", "`repo` must name a data set, such as `uoft-cs/cifar10`"))?,
-            revision: parameters.revision,
-            subset: parameters.subset,
-            endpoint: parameters.endpoint,
-        }),
+        SourceName::Hub => {
+            // What is known of the set's repository says nothing of another one.
+            let known = parameters.set.map(SetName::facts).filter(|_| parameters.repo.is_none());
+            let repo = parameters.repo.or_else(|| Some(known?.repo.to_owned()));
+            Source::Hub(Place {
+                repo: repo.ok_or_else(|| {
+                    Rejected::parameter("repo", "`repo` must name a data set, such as `uoft-cs/cifar10`, or `set` a known one")
+                })?,
+                revision: parameters.revision,
+                subset: parameters.subset.or_else(|| Some(known?.subset?.to_owned())),
+                endpoint: parameters.endpoint,
+            })
+        }
     })
 }
 
@@ -248,7 +377,11 @@ type Position = (IdPart, usize);
 fn load(contents: Contents, classes: Vec<String>, parameters: &Checked, streams: &Streams) -> anyhow::Result<(Dataset, Dataset)> {
     let (train, test) = divide(&contents, parameters, streams);
     let train = limit(train, &contents, parameters.per_class, streams)?;
-    let shape = Shape { channels: parameters.channels, resize: parameters.resize, pad: parameters.pad };
+    let resize = match (parameters.resize, parameters.crop) {
+        (cover, Some(size)) => Some(Fit::Crop { cover, size }),
+        (resize, None) => resize.map(Fit::Stretch),
+    };
+    let shape = Shape { channels: parameters.channels, resize, pad: parameters.pad };
     let (train_images, test_images) = (images(&contents, &train, shape)?, images(&contents, &test, shape)?);
     if train_images.shape[1..] != test_images.shape[1..] {
         let message = format!(
@@ -447,7 +580,7 @@ mod tests {
         let record = |label: u8| [vec![label], vec![0; 3072]].concat();
         std::fs::write(folder.path().join("data_batch_1.bin"), [record(9), record(0)].concat()).unwrap();
         std::fs::write(folder.path().join("data_batch_2.bin"), [record(3), record(10)].concat()).unwrap();
-        let error = class_names(&cifar_binary::read(folder.path()).unwrap()).unwrap_err();
+        let error = class_names(&cifar_binary::read(folder.path(), cifar_binary::Kind::Ten).unwrap()).unwrap_err();
         assert!(error.to_string().contains("the label 10 of the image in row 1 of `data_batch_2.bin` is out of range"), "{error}");
     }
 
@@ -481,15 +614,21 @@ mod tests {
     fn parquet_and_the_hub_are_left_to_the_program_that_has_their_readers() {
         let elsewhere = |parameters: Parameters| Load::<Without>::elsewhere(&Load::<Without>::check(parameters).unwrap());
         assert_eq!(elsewhere(Parameters::default()), None);
-        assert_eq!(elsewhere(Parameters { source: SourceName::Parquet, path: Some("x".into()), ..Parameters::default() }), Some("tables"));
-        assert_eq!(elsewhere(Parameters { source: SourceName::Hub, repo: Some("a/b".into()), ..Parameters::default() }), Some("tables"));
+        assert_eq!(
+            elsewhere(Parameters { source: Some(SourceName::Parquet), path: Some("x".into()), ..Parameters::default() }),
+            Some("tables")
+        );
+        assert_eq!(
+            elsewhere(Parameters { source: Some(SourceName::Hub), repo: Some("a/b".into()), ..Parameters::default() }),
+            Some("tables")
+        );
     }
 
     #[test]
     fn a_revision_is_no_part_of_the_parameters_but_its_commit_is_that_of_the_content() {
         let checked = |revision: &str| {
             let parameters =
-                Parameters { source: SourceName::Hub, repo: Some("a/b".into()), revision: revision.into(), ..Parameters::default() };
+                Parameters { source: Some(SourceName::Hub), repo: Some("a/b".into()), revision: revision.into(), ..Parameters::default() };
             Load::<Without>::check(parameters).unwrap()
         };
         let (main, commit, other) = (checked("main"), checked(&"a".repeat(40)), checked(&"b".repeat(40)));
@@ -497,5 +636,82 @@ mod tests {
         assert_eq!(json(&main), json(&commit));
         let digest = |checked: &Checked| Load::<Without>::externals(checked).unwrap()[0].digest.clone();
         assert!(digest(&main).is_none() && digest(&commit).is_some() && digest(&commit) != digest(&other));
+    }
+
+    fn of_set(set: &str, more: Value) -> Result<Checked, Rejected> {
+        let mut parameters = serde_json::json!({ "set": set });
+        parameters.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        Load::<Without>::check(serde_json::from_value(parameters).unwrap())
+    }
+
+    #[test]
+    fn what_is_not_given_is_no_part_of_the_parameters() {
+        let checked =
+            Load::<Without>::check(Parameters { path: Some("x".into()), source: Some(SourceName::Parquet), ..Parameters::default() });
+        let json = serde_json::to_value(checked.unwrap()).unwrap();
+        let keys: Vec<&String> = json.as_object().unwrap().keys().collect();
+        assert_eq!(keys, ["source", "per_class", "test_fraction", "resize", "pad", "channels", "normalise"]);
+    }
+
+    #[test]
+    fn a_set_is_of_the_hub_unless_told_otherwise() {
+        let place = |set: &str, more: Value| match of_set(set, more).unwrap().source {
+            Source::Hub(place) => (place.repo, place.subset),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(place("svhn", serde_json::json!({})), ("ufldl-stanford/svhn".into(), Some("cropped_digits".into())));
+        assert_eq!(place("svhn", serde_json::json!({ "subset": "other" })).1, Some("other".into()));
+        // Of another repository nothing is known.
+        assert_eq!(place("svhn", serde_json::json!({ "repo": "a/b" })), ("a/b".into(), None));
+        let folder = of_set("svhn", serde_json::json!({ "source": "folder", "path": "x" })).unwrap();
+        assert!(matches!(folder.source, Source::Folder(_)) && folder.test() == Some(Share::Test));
+    }
+
+    #[test]
+    fn images_of_many_sizes_come_to_one_in_their_proportions() {
+        let sizes = |set: &str, more: Value| of_set(set, more).map(|checked| (checked.resize, checked.crop, checked.channels));
+        assert_eq!(sizes("imagenette", serde_json::json!({})).unwrap(), (Some([128, 128]), Some([128, 128]), Some(3)));
+        assert_eq!(sizes("imagenette", serde_json::json!({ "resize": [96, 96] })).unwrap(), (Some([96, 96]), Some([96, 96]), Some(3)));
+        assert_eq!(sizes("imagenette", serde_json::json!({ "crop": [64, 64] })).unwrap(), (Some([64, 64]), Some([64, 64]), Some(3)));
+        assert_eq!(sizes("mnist", serde_json::json!({ "resize": [32, 32] })).unwrap(), (Some([32, 32]), None, None));
+        let error = sizes("mnist", serde_json::json!({ "resize": [32, 32], "crop": [32, 33] })).unwrap_err();
+        assert_eq!(error.parameter.as_deref(), Some("crop"));
+    }
+
+    #[test]
+    fn files_that_a_set_does_not_have_are_refused() {
+        let refused = |set: &str, more: Value| of_set(set, more).unwrap_err().message;
+        let source = |name: &str| serde_json::json!({ "source": name, "path": "x" });
+        assert!(refused("svhn", source("cifar-binary")).contains("its official `.mat` files are not read"));
+        assert!(
+            refused("cifar10", source("idx")).contains("`cifar-binary`")
+                && refused("mnist", source("cifar-binary")).contains("`source: idx`")
+        );
+        assert!(refused("mnist", source("embedded")).contains("the embedded digits are not the whole of `mnist`"));
+        let column = serde_json::json!({ "source": "cifar-binary", "path": "x", "label_column": "name" });
+        assert!(refused("cifar100", column).contains("`fine_label` and `coarse_label`"));
+        let parse = serde_json::from_value::<Parameters>(serde_json::json!({ "set": "cifar-100" }));
+        assert!(parse.unwrap_err().to_string().contains("did you mean `cifar100`?"));
+    }
+
+    #[test]
+    fn official_files_are_read_as_the_set_that_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let records =
+            |classes: u8| (0..classes).flat_map(|class| [vec![class / 5, class], vec![class; 3072]].concat()).collect::<Vec<u8>>();
+        for part in ["train", "test"] {
+            std::fs::write(folder.path().join(format!("{part}.bin")), records(100)).unwrap();
+        }
+        let read = |more: Value| {
+            let checked = of_set("cifar100", more).unwrap();
+            let mut contents = cifar_binary::read(folder.path(), checked.kind()).unwrap();
+            checked.set.unwrap().complete(&mut contents, checked.label_column.as_deref(), checked.channels).unwrap();
+            let classes = class_names(&contents).unwrap();
+            load(contents, classes, &checked, &Streams::new(0, "data/load")).unwrap().0
+        };
+        let fine = read(serde_json::json!({ "source": "cifar-binary", "path": "x" }));
+        assert_eq!((fine.facts.class_names.len(), fine.labels[7], fine.facts.normalisation.std[0]), (100, 7, 0.2673));
+        let coarse = read(serde_json::json!({ "source": "cifar-binary", "path": "x", "label_column": "coarse_label" }));
+        assert_eq!((coarse.facts.class_names.len(), coarse.labels[7]), (20, 1));
     }
 }

@@ -3,6 +3,7 @@
 pub(crate) mod cifar_binary;
 pub mod embedded;
 pub(crate) mod folder;
+pub(crate) mod idx;
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};

@@ -1,11 +1,11 @@
-//! Rectification and dropout.
+//! What acts on each value by itself: rectification, sums, GELU, the logistic function, dropout.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::{composed, dtype_of, for_real, stored, values, with_values};
+use super::storage::{apply1, apply2, dtype_of, for_real, gradient_of, stored, values, with_values};
 use crate::rng::Stream;
-use crate::vector::Real;
+use crate::vector::{Real, vectorised};
 
 const CHUNK: usize = 1 << 14;
 
@@ -14,10 +14,7 @@ const CHUNK: usize = 1 << 14;
 /// # Errors
 /// When the tensor is neither f32 nor f64.
 pub fn relu(input: &Tensor) -> Result<Tensor> {
-    if !input.device().is_cpu() {
-        return composed::relu(input);
-    }
-    input.contiguous()?.apply_op1(Relu)
+    apply1(input, Relu)
 }
 
 struct Relu;
@@ -61,6 +58,144 @@ fn where_positive<T: Real>(output: &[T], gradient: &[T]) -> Vec<T> {
     passed
 }
 
+/// `function` of each value, on all threads.
+fn mapped<T: Real>(input: &[T], function: impl Fn(T) -> T + Sync) -> Vec<T> {
+    let mut output = vec![T::default(); input.len()];
+    output.par_chunks_mut(CHUNK).zip(input.par_chunks(CHUNK)).for_each(|(output, input)| {
+        vectorised(
+            #[inline(always)]
+            || output.iter_mut().zip(input).for_each(|(output, &input)| *output = function(input)),
+        );
+    });
+    output
+}
+
+/// `function` of each two values, on all threads.
+fn mapped2<T: Real>(left: &[T], right: &[T], function: impl Fn(T, T) -> T + Sync) -> Vec<T> {
+    let mut output = vec![T::default(); left.len()];
+    output.par_chunks_mut(CHUNK).zip(left.par_chunks(CHUNK)).zip(right.par_chunks(CHUNK)).for_each(|((output, left), right)| {
+        vectorised(
+            #[inline(always)]
+            || output.iter_mut().zip(left).zip(right).for_each(|((output, &left), &right)| *output = function(left, right)),
+        );
+    });
+    output
+}
+
+/// The sum of two tensors of the same shape.
+///
+/// # Errors
+/// When the shapes differ, a tensor is neither f32 nor f64, or is not on the CPU.
+pub fn add(left: &Tensor, right: &Tensor) -> Result<Tensor> {
+    sum(left, right, false)
+}
+
+/// `max(left + right, 0)` of two tensors of the same shape, as at the end of a residual block, with the gradient 0 at 0. What is not a number stays so.
+///
+/// # Errors
+/// As [`add`].
+pub fn add_relu(left: &Tensor, right: &Tensor) -> Result<Tensor> {
+    sum(left, right, true)
+}
+
+fn sum(left: &Tensor, right: &Tensor, rectify: bool) -> Result<Tensor> {
+    if left.dims() != right.dims() {
+        bail!("{:?} and {:?} cannot be added: the shapes differ", left.dims(), right.dims());
+    }
+    apply2(left, right, Sum { rectify })
+}
+
+struct Sum {
+    rectify: bool,
+}
+
+impl CustomOp2 for Sum {
+    fn name(&self) -> &'static str {
+        if self.rectify { "add_relu" } else { "add" }
+    }
+
+    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+        for_real!(dtype_of(s1), T => {
+            let (left, right) = (values::<T>(s1, l1)?, values::<T>(s2, l2)?);
+            let output = if self.rectify {
+                mapped2(left, right, #[inline(always)] |left, right| if left + right < T::default() { T::default() } else { left + right })
+            } else {
+                mapped2(left, right, #[inline(always)] |left, right| left + right)
+            };
+            Ok((stored(output), l1.shape().clone()))
+        })
+    }
+
+    fn bwd(&self, left: &Tensor, right: &Tensor, output: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let gradient = if self.rectify {
+            for_real!(output.dtype(), T => with_values::<T, _>(&[output, gradient], |arguments| {
+                Tensor::from_vec(where_positive(arguments[0], arguments[1]), output.shape(), output.device())
+            }))?
+        } else {
+            gradient.clone()
+        };
+        Ok((left.track_op().then(|| gradient.clone()), right.track_op().then_some(gradient)))
+    }
+}
+
+/// `x · Φ(x)`, where Φ is the distribution of the standard normal (Hendrycks and Gimpel, arXiv 1606.08415), in its exact form.
+///
+/// # Errors
+/// When the tensor is neither f32 nor f64, or is not on the CPU.
+pub fn gelu(input: &Tensor) -> Result<Tensor> {
+    apply1(input, Gelu)
+}
+
+struct Gelu;
+
+impl CustomOp1 for Gelu {
+    fn name(&self) -> &'static str {
+        "gelu"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        for_real!(dtype_of(storage), T => {
+            let output = mapped(values::<T>(storage, layout)?, #[inline(always)] |value| value.gelu()[0]);
+            Ok((stored(output), layout.shape().clone()))
+        })
+    }
+
+    fn bwd(&self, input: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        for_real!(input.dtype(), T => with_values::<T, _>(&[input, gradient], |arguments| {
+            gradient_of(input, Some(mapped2(arguments[0], arguments[1], #[inline(always)] |value, gradient| value.gelu()[1] * gradient)))
+        }))
+    }
+}
+
+/// `1 / (1 + e⁻ˣ)`.
+///
+/// # Errors
+/// When the tensor is neither f32 nor f64, or is not on the CPU.
+pub fn sigmoid(input: &Tensor) -> Result<Tensor> {
+    apply1(input, Sigmoid)
+}
+
+struct Sigmoid;
+
+impl CustomOp1 for Sigmoid {
+    fn name(&self) -> &'static str {
+        "sigmoid"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        for_real!(dtype_of(storage), T => {
+            let output = mapped(values::<T>(storage, layout)?, #[inline(always)] |value| T::ONE / (T::ONE + (-value).quick_exponential()));
+            Ok((stored(output), layout.shape().clone()))
+        })
+    }
+
+    fn bwd(&self, input: &Tensor, output: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        for_real!(output.dtype(), T => with_values::<T, _>(&[output, gradient], |arguments| {
+            gradient_of(input, Some(mapped2(arguments[0], arguments[1], #[inline(always)] |output, gradient| gradient * output * (T::ONE - output))))
+        }))
+    }
+}
+
 /// Sets each value to 0 with the given probability and scales the rest by `1 / (1 - probability)`.
 ///
 /// # Errors
@@ -68,11 +203,7 @@ fn where_positive<T: Real>(output: &[T], gradient: &[T]) -> Vec<T> {
 pub fn dropout(input: &Tensor, probability: f64, stream: &mut Stream) -> Result<Tensor> {
     let keep = 1.0 - probability;
     let mask: Vec<bool> = (0..input.elem_count()).map(|_| f64::from(stream.uniform()) < keep).collect();
-    if !input.device().is_cpu() {
-        let factors: Vec<f64> = mask.iter().map(|&kept| if kept { 1.0 / keep } else { 0.0 }).collect();
-        return input * Tensor::from_vec(factors, input.shape(), input.device())?.to_dtype(input.dtype())?;
-    }
-    input.contiguous()?.apply_op1(Dropout { mask, scale: 1.0 / keep })
+    apply1(input, Dropout { mask, scale: 1.0 / keep })
 }
 
 struct Dropout {

@@ -8,40 +8,15 @@ use std::sync::{Arc, Mutex};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
-use super::convolution::{Convolution, Geometry, Kernel, Purpose, Wanted, add_to_rows};
-use super::norm::{Affine, Statistics};
+use super::convolution::{Geometry, Kernel, Purpose, Wanted, add_to_rows};
+use super::norm::Affine;
+use super::storage::{apply3, dtype_of, for_real, stored, values, with_values};
+use super::types::{Block, Normalisation, Statistics};
 use super::weight::{Target, Weight};
-use super::{composed, dtype_of, for_real, stored, values, with_values};
 use crate::vector::{Real, some_at_a_time, vectorised};
 
 /// Channels that are worked on together.
 const AT_ONCE: usize = 8;
-
-/// What a block does besides convolution and batch normalisation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Block {
-    /// Stride and padding.
-    pub convolution: Convolution,
-    /// `max(·, 0)`, with the gradient 0 at 0. What is not a number stays so.
-    pub rectify: bool,
-    /// The maximum of each 2 x 2 window, 2 apart; a last row or column that does not fill a window is left out. The gradient goes to the first
-    /// maximum of a window, row by row, as in PyTorch.
-    pub pool: bool,
-}
-
-/// The statistics that a block normalises by.
-#[derive(Debug, Clone, Copy)]
-pub enum Normalisation<'a> {
-    /// Those of the batch itself, through which the gradient flows. The bias has no influence then, and its gradient is 0.
-    Batch,
-    /// Fixed ones, such as running averages.
-    Fixed {
-        /// Mean of each channel, [O].
-        mean: &'a [f64],
-        /// Biased variance of each channel, [O].
-        variance: &'a [f64],
-    },
-}
 
 /// Convolution, batch normalisation and what `block` adds: input [N, H, W, C], weight [O, C, K, K'], bias, scale and shift [O], result
 /// [N, H', W', O]. With [`Normalisation::Batch`] the batch's statistics come along.
@@ -62,9 +37,6 @@ pub fn conv_block<'a>(
         Normalisation::Fixed { mean, variance } => [mean.len(), variance.len()],
     };
     let tail = Tail::new(input_shape, weight_shape, [bias, scale, shift], statistics, block)?;
-    if !input.device().is_cpu() {
-        return composed::conv_block(input, weight.tensor(), [bias, scale, shift], block, normalisation);
-    }
     let statistics = Arc::new(Mutex::new(None));
     let (weight, target) = weight.argument(&[input, bias, scale, shift])?;
     let operation = Operation {
@@ -82,7 +54,7 @@ pub fn conv_block<'a>(
         statistics: statistics.clone(),
     };
     let parameters = Tensor::cat(&[bias, scale, shift], 0)?;
-    let output = input.contiguous()?.apply_op3(&weight, &parameters, operation)?;
+    let output = apply3([input, &weight, &parameters], operation)?;
     let statistics = statistics.lock().expect("no thread panicked").take();
     Ok((output, statistics))
 }
@@ -296,7 +268,7 @@ impl Tail {
     }
 
     /// For each channel the sum of the gradient that reaches the normalised values, and of its products with the distance from the mean.
-    fn channel_sums<T: Real>(&self, convolved: &[T], gradient: &[T], affine: &[Affine<T>], mean: &[T]) -> Vec<(f64, f64)> {
+    pub(super) fn channel_sums<T: Real>(&self, convolved: &[T], gradient: &[T], affine: &[Affine<T>], mean: &[T]) -> Vec<(f64, f64)> {
         let image = self.geometry.output_image();
         let images = convolved.par_chunks(image).zip(gradient.par_chunks(self.output_image()));
         let sums: Vec<Vec<(f64, f64)>> = images
@@ -355,7 +327,14 @@ impl Tail {
 
     /// The gradient of the convolution's result for some images.
     #[inline(always)]
-    fn convolved_gradient<T: Real>(&self, convolved: &[T], gradient: &[T], affine: &[Affine<T>], slopes: &[Slope<T>], result: &mut [T]) {
+    pub(super) fn convolved_gradient<T: Real>(
+        &self,
+        convolved: &[T],
+        gradient: &[T],
+        affine: &[Affine<T>],
+        slopes: &[Slope<T>],
+        result: &mut [T],
+    ) {
         let Geometry { rows, columns, outputs, .. } = self.geometry;
         let floor = self.floor::<T>();
         let (affine, slopes) = (&affine[..outputs], &slopes[..outputs]);
@@ -422,15 +401,15 @@ fn has_nan<T: Real>([a, b, c, d]: [T; 4]) -> bool {
 
 /// The gradient of one channel of the convolution's result: `of_gradient · gradient + of_value · value + constant`.
 #[derive(Clone, Copy)]
-struct Slope<T> {
-    of_gradient: T,
-    of_value: T,
-    constant: T,
+pub(super) struct Slope<T> {
+    pub(super) of_gradient: T,
+    pub(super) of_value: T,
+    pub(super) constant: T,
 }
 
 impl<T: Real> Slope<T> {
     #[inline(always)]
-    fn at(self, value: T, gradient: T) -> T {
+    pub(super) fn at(self, value: T, gradient: T) -> T {
         gradient.times_plus(self.of_gradient, value.times_plus(self.of_value, self.constant))
     }
 }
@@ -526,7 +505,7 @@ fn thirds<T>(values: &[T]) -> [&[T]; 3] {
 
 /// Sum and sum of squares of each channel, in f64.
 #[inline(always)]
-fn sums_and_squares<T: Real>(values: &[T], channels: usize) -> Vec<(f64, f64)> {
+pub(super) fn sums_and_squares<T: Real>(values: &[T], channels: usize) -> Vec<(f64, f64)> {
     let (mut sums, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
     for row in values.chunks_exact(channels) {
         for ((sum, square), value) in sums.iter_mut().zip(&mut squares).zip(row) {
@@ -540,7 +519,7 @@ fn sums_and_squares<T: Real>(values: &[T], channels: usize) -> Vec<(f64, f64)> {
 
 /// With x̂ = (x - mean) / deviation: dx = scale / deviation · (g - Σg / count - x̂ · Σ(g·x̂) / count), where the sums are left out for fixed
 /// statistics. `sums` hold Σg and Σ(g·(x - mean)).
-fn slopes<T: Real>(statistics: &Statistics, scale: &[T], sums: &[(f64, f64)], own_statistics: bool) -> Vec<Slope<T>> {
+pub(super) fn slopes<T: Real>(statistics: &Statistics, scale: &[T], sums: &[(f64, f64)], own_statistics: bool) -> Vec<Slope<T>> {
     let count = statistics.count as f64;
     let channels = statistics.mean.iter().zip(statistics.inverse_deviations()).zip(scale.iter().zip(sums));
     channels

@@ -7,31 +7,17 @@ use std::sync::Mutex;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
-use super::block::{Block, Tail};
+use super::block::Tail;
 use super::convolution::{Chosen, Kernel, Purpose, Scratch, sized};
-use super::norm::{Affine, Statistics};
-use super::{composed, dtype_of, for_real, stored, values, with_values};
+use super::norm::Affine;
+use super::storage::{apply1, dtype_of, for_real, stored, values, with_values};
+use super::types::{FrozenBlock, Statistics};
 use crate::parallel::map_with;
 use crate::vector::Real;
 
 /// Images that go through the blocks together, and the values of one that lie between two blocks, at most. Have no influence on the result.
 const IMAGES: usize = 24;
 const VALUES: usize = 1 << 22;
-
-/// A block whose parameters take no part in differentiation and that normalises by fixed statistics.
-#[derive(Debug, Clone)]
-pub struct FrozenBlock {
-    /// The convolution's weight, [O, C, K, K'].
-    pub weight: Tensor,
-    /// The convolution's bias, the normalisation's scale and shift, [O] each.
-    pub parameters: [Tensor; 3],
-    /// Mean of each channel, [O].
-    pub mean: Vec<f64>,
-    /// Biased variance of each channel, [O].
-    pub variance: Vec<f64>,
-    /// What the block does besides.
-    pub block: Block,
-}
 
 /// The blocks one after the other, of which there may be none: input [N, H, W, C], result [N, H', W', O]. The gradient flows to the input alone.
 ///
@@ -48,9 +34,6 @@ pub fn frozen_blocks(input: &Tensor, blocks: &[FrozenBlock]) -> Result<Tensor> {
         shape = tail.output_shape();
         tails.push(tail);
     }
-    if !input.device().is_cpu() {
-        return composed::frozen_blocks(input, blocks);
-    }
     let largest = tails.iter().map(Tail::output_image).max().unwrap_or(1);
     let operation = Operation {
         images: shape.0.div_ceil(rayon::current_num_threads()).clamp(1, IMAGES.min(VALUES / largest).max(1)),
@@ -58,7 +41,7 @@ pub fn frozen_blocks(input: &Tensor, blocks: &[FrozenBlock]) -> Result<Tensor> {
         is_differentiated: input.track_op(),
         choices: Mutex::default(),
     };
-    input.contiguous()?.apply_op1(operation)
+    apply1(input, operation)
 }
 
 struct Operation {

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::{dtype_of, for_real, stored, values, with_values};
+use super::storage::{apply1, dtype_of, for_real, stored, values, with_values};
 use crate::vector::Real;
 
 /// [N, C, H, W] as [N, H, W, C].
@@ -28,11 +28,7 @@ fn turned(input: &Tensor, turn: Turn, shape: (usize, usize, usize, usize)) -> Re
     if turn.rows == 1 || turn.columns == 1 || input.elem_count() == 0 {
         return input.reshape(shape);
     }
-    if !input.device().is_cpu() {
-        let matrices = input.reshape((shape.0, turn.rows, turn.columns))?;
-        return matrices.transpose(1, 2)?.contiguous()?.reshape(shape);
-    }
-    input.contiguous()?.apply_op1(turn)?.reshape(shape)
+    apply1(input, turn)?.reshape(shape)
 }
 
 /// Transposes each image as a matrix.

@@ -3,28 +3,27 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::weight::{Target, Weight};
-use super::{composed, dtype_of, for_real, stored, values, with_values};
-use crate::matrix::{Matrix, Real, product};
+use super::storage::{apply3, dtype_of, for_real, gradient_of, on_cpu, stored, values, with_values};
+use super::weight::{Target, Weight, or_none};
+use crate::matrix::{Matrix, Panels, Real, multiply, product};
 
 /// Rows of a column's sum that are added up on one thread.
 const ROWS_PER_BLOCK: usize = 1024;
 
-/// `input · weightᵀ + bias`: input [N, I], weight [O, I], bias [O], result [N, O].
+/// `input · weightᵀ + bias`: input [.., I], weight [O, I], bias [O] or none, result [.., O].
 ///
 /// # Errors
-/// When the shapes do not fit or a tensor is neither f32 nor f64.
-pub fn linear<'a>(input: &Tensor, weight: impl Into<Weight<'a>>, bias: &Tensor) -> Result<Tensor> {
-    let weight = weight.into();
-    let ((_, inputs), (outputs, columns), biases) = (input.dims2()?, weight.tensor().dims2()?, bias.dims1()?);
+/// When the shapes do not fit, a tensor is neither f32 nor f64, or is not on the CPU.
+pub fn linear<'a, 'b>(input: &Tensor, weight: impl Into<Weight<'a>>, bias: impl Into<Option<&'b Tensor>>) -> Result<Tensor> {
+    let (weight, bias) = (weight.into(), bias.into());
+    let (inputs, (outputs, columns)) = (input.dims().last().copied().unwrap_or(0), weight.tensor().dims2()?);
+    let biases = bias.map_or(Ok(outputs), Tensor::dims1)?;
     if inputs != columns || outputs != biases || inputs == 0 || outputs == 0 {
         bail!("a linear layer of {columns} to {outputs} with {biases} biases does not take {inputs} inputs");
     }
-    if !input.device().is_cpu() {
-        return composed::linear(input, weight.tensor(), bias);
-    }
-    let (weight, target) = weight.argument(&[input, bias])?;
-    input.contiguous()?.apply_op3(&weight, &bias.contiguous()?, Linear { target })
+    let bias = or_none(bias, input)?;
+    let (weight, target) = weight.argument(&[input, &bias])?;
+    apply3([input, &weight, &bias], Linear { target })
 }
 
 struct Linear {
@@ -45,12 +44,17 @@ impl CustomOp3 for Linear {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let ((rows, inputs), (outputs, _)) = (l1.shape().dims2()?, l2.shape().dims2()?);
+        let (outputs, inputs) = l2.shape().dims2()?;
+        let mut shape = l1.dims().to_vec();
+        let rows = shape.iter().product::<usize>() / inputs;
+        *shape.last_mut().expect("checked before") = outputs;
         for_real!(dtype_of(s1), T => {
             let (input, weight, bias) = (values::<T>(s1, l1)?, values::<T>(s2, l2)?, values::<T>(s3, l3)?);
             let mut result = product(Matrix::new(input, rows, inputs), Matrix::new(weight, outputs, inputs).transposed());
-            result.par_chunks_mut(outputs).for_each(|row| row.iter_mut().zip(bias).for_each(|(value, bias)| *value += *bias));
-            Ok((stored(result), (rows, outputs).into()))
+            if !bias.is_empty() {
+                result.par_chunks_mut(outputs).for_each(|row| row.iter_mut().zip(bias).for_each(|(value, bias)| *value += *bias));
+            }
+            Ok((stored(result), shape.into()))
         })
     }
 
@@ -62,20 +66,60 @@ impl CustomOp3 for Linear {
         _: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let ((rows, inputs), (outputs, _)) = (input.dims2()?, weight.dims2()?);
-        let device = input.device();
+        let (outputs, inputs) = weight.dims2()?;
+        let rows = input.elem_count() / inputs;
         for_real!(input.dtype(), T => with_values::<T, _>(&[input, weight, gradient], |arguments| {
             let output_gradient = Matrix::new(arguments[2], rows, outputs);
             let input_gradient = input.track_op().then(|| product(output_gradient, Matrix::new(arguments[1], outputs, inputs)));
             let weight_gradient = self.target.wants_gradient(weight).then(|| product(output_gradient.transposed(), Matrix::new(arguments[0], rows, inputs)));
             let bias_gradient = bias.track_op().then(|| column_sums(arguments[2], outputs));
-            Ok((
-                input_gradient.map(|values| Tensor::from_vec(values, (rows, inputs), device)).transpose()?,
-                self.target.hand_over(weight_gradient.map(|values| Tensor::from_vec(values, (outputs, inputs), device)).transpose()?)?,
-                bias_gradient.map(|values| Tensor::from_vec(values, outputs, device)).transpose()?,
-            ))
+            Ok((gradient_of(input, input_gradient)?, self.target.hand_over(gradient_of(weight, weight_gradient)?)?, gradient_of(bias, bias_gradient)?))
         }))
     }
+}
+
+/// The gradient of a linear layer's weight for each sample: the layer's input [N, I] or [N, T, I], the gradient of its result [N, O] or [N, T, O],
+/// result [N, O, I]. No graph is kept.
+///
+/// # Errors
+/// When the shapes do not fit, a tensor is neither f32 nor f64, or is not on the CPU.
+pub fn linear_per_sample_weight_gradients(input: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    on_cpu("linear_per_sample_weight_gradients", &[input, gradient])?;
+    let (samples, inputs, outputs) = match (input.dims(), gradient.dims()) {
+        (&[n, i], &[m, o]) if n == m => (n, i, o),
+        (&[n, t, i], &[m, u, o]) if (n, t) == (m, u) => (n, i, o),
+        (input, gradient) => bail!("a linear layer of inputs {input:?} has no gradients {gradient:?}"),
+    };
+    if input.elem_count() == 0 || outputs == 0 {
+        bail!("there are no gradients of inputs {:?}", input.dims());
+    }
+    for_real!(input.dtype(), T => with_values::<T, _>(&[input, gradient], |arguments| {
+        let tokens = arguments[0].len() / (samples * inputs);
+        let mut result = vec![T::default(); samples * outputs * inputs];
+        let arguments = arguments[0].par_chunks(tokens * inputs).zip(arguments[1].par_chunks(tokens * outputs));
+        result.par_chunks_mut(outputs * inputs).zip(arguments).for_each_init(Vec::new, |panels, (result, (input, gradient))| {
+            let input = Panels::lay_out(Matrix::new(input, tokens, inputs), panels);
+            multiply(Matrix::new(gradient, tokens, outputs).transposed(), input, result, false);
+        });
+        Tensor::from_vec(result, (samples, outputs, inputs), input.device())
+    }))
+}
+
+/// The sum over all dimensions but the first and the last, in f64 and in order: the gradient of a bias for each sample. [N, .., C] to [N, C]; no
+/// graph is kept.
+///
+/// # Errors
+/// When there are fewer than two dimensions, or the tensor is neither f32 nor f64, or is not on the CPU.
+pub fn per_sample_sums(gradient: &Tensor) -> Result<Tensor> {
+    on_cpu("per_sample_sums", &[gradient])?;
+    let (samples, channels) = match gradient.dims() {
+        &[samples, .., channels] if gradient.elem_count() > 0 => (samples, channels),
+        shape => bail!("there are no sums for each sample of {shape:?}"),
+    };
+    for_real!(gradient.dtype(), T => with_values::<T, _>(&[gradient], |arguments| {
+        let sums: Vec<Vec<T>> = arguments[0].par_chunks(arguments[0].len() / samples).map(|values| column_sums(values, channels)).collect();
+        Tensor::from_vec(sums.concat(), (samples, channels), gradient.device())
+    }))
 }
 
 /// The sum of each column of row-major values: in f64, a block of rows on each thread, and then the blocks in order.

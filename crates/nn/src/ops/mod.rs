@@ -1,5 +1,6 @@
-//! Differentiable operations on top of candle's `CustomOp` traits, for the CPU in f32 and f64; on other devices they are made of candle's own
-//! ([`composed`]). Images are channels last, [N, H, W, C], so that all channels of a pixel are worked on together.
+//! Differentiable operations on top of candle's `CustomOp` traits, for the CPU in f32 and f64, and in [`composed`] the same made of candle's own, for
+//! any device. Who calls decides which; only the losses decide themselves. Images are channels last, [N, H, W, C], so that all channels of a pixel are
+//! worked on together; tokens are [N, T, D].
 //!
 //! Why not candle's own, as of 0.11.1: `max_pool2d` gives 1/k² of the true gradient, `relu` has the gradient 1 at 0, dropout
 //! cannot be seeded, the backward pass of `conv2d` runs an order of magnitude slower than its forward pass, and every backward pass
@@ -8,77 +9,34 @@
 
 mod activation;
 mod attention;
+mod batch_norm;
 mod block;
 pub mod composed;
 mod convolution;
 mod frozen;
+mod group_norm;
 mod layout;
 mod linear;
 mod loss;
 mod norm;
 mod pool;
+mod storage;
+mod types;
 mod weight;
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
-
-pub use activation::{dropout, relu};
-pub use attention::attention;
-pub use block::{Block, Normalisation, conv_block};
-pub use convolution::{Convolution, conv2d};
-pub use frozen::{FrozenBlock, frozen_blocks};
+pub use activation::{add, add_relu, dropout, gelu, relu, sigmoid};
+pub use attention::{attention, attention_of_tokens};
+pub use batch_norm::batch_norm;
+pub use block::conv_block;
+pub use convolution::{conv_transpose2d, conv2d, conv2d_per_sample_weight_gradients};
+pub use frozen::frozen_blocks;
+pub use group_norm::{group_norm, instance_block};
 pub use layout::{channels_first, channels_last};
-pub use linear::linear;
-pub use loss::{cross_entropy, cross_entropy_per_sample};
-pub use norm::{BATCH_NORM_EPSILON, Statistics, layer_norm};
-pub use pool::{Pooling, avg_pool2d, max_pool2d};
+pub use linear::{linear, linear_per_sample_weight_gradients, per_sample_sums};
+pub use loss::{cross_entropy, cross_entropy_per_sample, kl_divergence, soft_cross_entropy, squared_error, weighted_cross_entropy};
+pub use norm::layer_norm;
+pub use pool::{adaptive_avg_pool2d, avg_pool2d, max_pool2d};
+pub use types::{
+    BATCH_NORM_EPSILON, Block, Convolution, FrozenBlock, InstanceBlock, Normalisation, Pooling, Statistics, Targets, Weighting,
+};
 pub use weight::{Deposit, Weight};
-
-use crate::vector::Real;
-
-/// The values of a contiguous argument.
-fn values<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
-    let Some((from, to)) = layout.contiguous_offsets() else { bail!("the operation needs contiguous arguments") };
-    Ok(&T::cpu_storage_as_slice(storage)?[from..to])
-}
-
-/// The values of a result, as candle keeps them.
-fn stored<T: Real>(values: Vec<T>) -> CpuStorage {
-    T::to_cpu_storage_owned(values)
-}
-
-fn dtype_of(storage: &CpuStorage) -> DType {
-    storage.dtype()
-}
-
-/// Calls `run` with the values of contiguous tensors on the CPU.
-fn with_values<T: Real, R>(tensors: &[&Tensor], run: impl FnOnce(&[&[T]]) -> Result<R>) -> Result<R> {
-    let contiguous: Vec<Tensor> = tensors.iter().map(|tensor| tensor.contiguous()).collect::<Result<_>>()?;
-    let guards: Vec<_> = contiguous.iter().map(|tensor| tensor.storage_and_layout()).collect();
-    let slices: Vec<&[T]> = guards
-        .iter()
-        .map(|(storage, layout)| match &**storage {
-            candle_core::Storage::Cpu(storage) => values(storage, layout),
-            _ => bail!("the operation runs on the CPU only"),
-        })
-        .collect::<Result<_>>()?;
-    run(&slices)
-}
-
-/// Runs the body with `$type` bound to f32 or f64, whichever the tensor has.
-macro_rules! for_real {
-    ($dtype:expr, $type:ident => $body:expr) => {
-        match $dtype {
-            candle_core::DType::F32 => {
-                type $type = f32;
-                $body
-            }
-            candle_core::DType::F64 => {
-                type $type = f64;
-                $body
-            }
-            other => candle_core::bail!("the operation needs f32 or f64, not {other:?}"),
-        }
-    };
-}
-use for_real;

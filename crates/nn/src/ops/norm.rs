@@ -3,24 +3,12 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
-use super::{composed, dtype_of, for_real, stored, values, with_values};
+use super::storage::{apply3, dtype_of, for_real, stored, values, with_values};
+use super::types::{BATCH_NORM_EPSILON, Statistics};
 use crate::vector::{Real, vectorised};
 
-/// Added to the variance before its root is taken, as in PyTorch.
-pub const BATCH_NORM_EPSILON: f64 = 1e-5;
 /// Rows whose sums are added up before they are added to those of other rows.
 const ROWS: usize = 64;
-
-/// Mean and biased variance of each channel over a batch.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Statistics {
-    /// Mean of each channel, [C].
-    pub mean: Vec<f64>,
-    /// Biased variance of each channel, [C].
-    pub variance: Vec<f64>,
-    /// Values behind each of them: N · H · W.
-    pub count: usize,
-}
 
 /// `value · factor + offset`.
 #[derive(Clone, Copy)]
@@ -30,13 +18,6 @@ pub(super) struct Affine<T> {
 }
 
 impl Statistics {
-    /// The variance as an unbiased estimate, which is what running averages hold.
-    #[must_use]
-    pub fn unbiased_variance(&self) -> Vec<f64> {
-        let correction = self.count as f64 / (self.count as f64 - 1.0).max(1.0);
-        self.variance.iter().map(|variance| variance * correction).collect()
-    }
-
     /// From the sums and sums of squares of each channel over parts of the batch, added up in order.
     pub(super) fn from_sums(parts: &[Vec<(f64, f64)>], count: usize) -> Self {
         let channels = parts.first().map_or(0, Vec::len);
@@ -46,19 +27,6 @@ impl Statistics {
             let variance = squares / count as f64 - mean * mean;
             // Below 0 by rounding; what is not a number stays so.
             (mean, if variance < 0.0 { 0.0 } else { variance })
-        });
-        let (mean, variance) = moments.unzip();
-        Self { mean, variance, count }
-    }
-
-    /// Those of several batches together.
-    pub(crate) fn joined(batches: &[Self]) -> Self {
-        let count = batches.iter().map(|batch| batch.count).sum();
-        let channels = batches.first().map_or(0, |batch| batch.mean.len());
-        let mean = |value: &dyn Fn(&Self) -> f64| batches.iter().map(|batch| batch.count as f64 * value(batch)).sum::<f64>() / count as f64;
-        let moments = (0..channels).map(|channel| {
-            let centre = mean(&|batch| batch.mean[channel]);
-            (centre, mean(&|batch| batch.variance[channel] + (batch.mean[channel] - centre).powi(2)))
         });
         let (mean, variance) = moments.unzip();
         Self { mean, variance, count }
@@ -89,10 +57,7 @@ pub fn layer_norm(input: &Tensor, scale: &Tensor, shift: &Tensor, epsilon: f64) 
     if width == 0 || scale.dims1()? != width || shift.dims1()? != width {
         bail!("layer normalisation of {:?} with parameters of {:?} and {:?}", input.dims(), scale.dims(), shift.dims());
     }
-    if !input.device().is_cpu() {
-        return composed::layer_norm(input, scale, shift, epsilon);
-    }
-    input.contiguous()?.apply_op3(&scale.contiguous()?, &shift.contiguous()?, LayerNorm { width, epsilon })
+    apply3([input, scale, shift], LayerNorm { width, epsilon })
 }
 
 struct LayerNorm {

@@ -1,34 +1,13 @@
-//! Maximum and average pooling of channels-last images, over windows of any size and distance.
+//! Maximum and average pooling of channels-last images, over windows of any size and distance or as many as are asked for.
 
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
-use super::{composed, dtype_of, for_real, stored, values, with_values};
+use super::storage::{apply1, dtype_of, for_real, gradient_of, stored, values, with_values};
+use super::types::{Pooling, window};
 use crate::vector::{Real, vectorised};
-
-/// The windows of a pooling, square.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pooling {
-    /// Rows and columns of a window.
-    pub size: usize,
-    /// Pixels from one window to the next.
-    pub stride: usize,
-    /// Pixels on each side that belong to no image: never the maximum, and 0 in an average, where they count, as in PyTorch.
-    pub padding: usize,
-}
-
-impl Pooling {
-    /// The number of windows along `extent` pixels.
-    pub(super) fn windows(&self, extent: usize) -> Result<usize> {
-        let padded = extent + 2 * self.padding;
-        if extent == 0 || self.size == 0 || self.stride == 0 || self.padding > self.size / 2 || padded < self.size {
-            bail!("{self:?} does not fit {extent} pixels; a padding of half a window at most is possible");
-        }
-        Ok((padded - self.size) / self.stride + 1)
-    }
-}
 
 /// The maximum of each window: [N, H, W, C] to [N, H', W', C]. The gradient goes to the first maximum of a window, row by row, as in PyTorch.
 /// What is not a number is larger than all else, the last such pixel of a window the largest.
@@ -37,10 +16,7 @@ impl Pooling {
 /// When the windows do not fit, or the tensor is neither f32 nor f64.
 pub fn max_pool2d(input: &Tensor, pooling: Pooling) -> Result<Tensor> {
     let shape = Shapes::new(input, pooling)?;
-    if !input.device().is_cpu() {
-        return composed::max_pool2d(input, pooling);
-    }
-    input.contiguous()?.apply_op1(MaxPool { shape, places: Mutex::new(Vec::new()) })
+    apply1(input, MaxPool { shape, places: Mutex::new(Vec::new()) })
 }
 
 /// The mean of each window: [N, H, W, C] to [N, H', W', C].
@@ -49,10 +25,88 @@ pub fn max_pool2d(input: &Tensor, pooling: Pooling) -> Result<Tensor> {
 /// As [`max_pool2d`].
 pub fn avg_pool2d(input: &Tensor, pooling: Pooling) -> Result<Tensor> {
     let shape = Shapes::new(input, pooling)?;
-    if !input.device().is_cpu() {
-        return composed::avg_pool2d(input, pooling);
+    apply1(input, AveragePool { shape })
+}
+
+/// The mean of each of `rows` x `columns` windows, as even as can be: [N, H, W, C] to [N, rows, columns, C], as PyTorch's. One window is global
+/// pooling; with more windows than pixels these are repeated.
+///
+/// # Errors
+/// When there is nothing to pool, no window, or the tensor is neither f32 nor f64, or is not on the CPU.
+pub fn adaptive_avg_pool2d(input: &Tensor, [rows, columns]: [usize; 2]) -> Result<Tensor> {
+    let (count, height, width, channels) = input.dims4()?;
+    if input.elem_count() == 0 || rows == 0 || columns == 0 {
+        bail!("there are no {rows} x {columns} means of {:?}", input.dims());
     }
-    input.contiguous()?.apply_op1(AveragePool { shape })
+    apply1(input, AdaptivePool { count, height, width, channels, rows, columns })
+}
+
+#[derive(Clone, Copy)]
+struct AdaptivePool {
+    count: usize,
+    height: usize,
+    width: usize,
+    channels: usize,
+    rows: usize,
+    columns: usize,
+}
+
+impl AdaptivePool {
+    /// Calls `visit(window, pixel, size)` for the pixels of each window, row by row, with the places of their first channels and the window's pixels.
+    #[inline(always)]
+    fn walk(&self, mut visit: impl FnMut(usize, usize, usize)) {
+        for place in 0..self.rows * self.columns {
+            let (down, across) =
+                (window(place / self.columns, self.height, self.rows), window(place % self.columns, self.width, self.columns));
+            let size = down.len() * across.len();
+            for y in down {
+                for x in across.clone() {
+                    visit(place * self.channels, (y * self.width + x) * self.channels, size);
+                }
+            }
+        }
+    }
+}
+
+impl CustomOp1 for AdaptivePool {
+    fn name(&self) -> &'static str {
+        "adaptive_avg_pool2d"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let Self { count, height, width, channels, rows, columns } = *self;
+        for_real!(dtype_of(storage), T => {
+            let mut output = vec![T::default(); count * rows * columns * channels];
+            let images = output.par_chunks_mut(rows * columns * channels).zip(values::<T>(storage, layout)?.par_chunks(height * width * channels));
+            images.for_each(|(output, input)| vectorised(#[inline(always)] || {
+                self.walk(#[inline(always)] |window, pixel, _| {
+                    let sums = output[window..window + channels].iter_mut();
+                    sums.zip(&input[pixel..pixel + channels]).for_each(|(sum, &value)| *sum += value);
+                });
+                for (place, means) in output.chunks_exact_mut(channels).enumerate() {
+                    let size = window(place / columns, height, rows).len() * window(place % columns, width, columns).len();
+                    means.iter_mut().for_each(|mean| *mean /= T::from_f64(size as f64));
+                }
+            }));
+            Ok((stored(output), (count, rows, columns, channels).into()))
+        })
+    }
+
+    fn bwd(&self, input: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let Self { height, width, channels, rows, columns, .. } = *self;
+        for_real!(input.dtype(), T => with_values::<T, _>(&[gradient], |arguments| {
+            let mut result = vec![T::default(); input.elem_count()];
+            let images = result.par_chunks_mut(height * width * channels).zip(arguments[0].par_chunks(rows * columns * channels));
+            images.for_each(|(result, gradient)| vectorised(#[inline(always)] || {
+                self.walk(#[inline(always)] |window, pixel, size| {
+                    let factor = T::from_f64(1.0 / size as f64);
+                    let sums = result[pixel..pixel + channels].iter_mut();
+                    sums.zip(&gradient[window..window + channels]).for_each(|(sum, &value)| *sum += value * factor);
+                });
+            }));
+            gradient_of(input, Some(result))
+        }))
+    }
 }
 
 #[derive(Clone, Copy)]

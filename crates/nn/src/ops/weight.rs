@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, Var};
 
 /// A place where operations leave the gradient of a weight. candle would set a tensor of the same size to zero and add the gradient to it,
 /// which costs a tenth of a training step where a layer is large.
@@ -39,8 +39,14 @@ impl<'a> From<&'a Tensor> for Weight<'a> {
     }
 }
 
+impl<'a> From<&'a Var> for Weight<'a> {
+    fn from(variable: &'a Var) -> Self {
+        Self::new(variable.as_tensor(), None)
+    }
+}
+
 impl<'a> Weight<'a> {
-    /// A weight whose gradient is left in `deposit`, if there is one. On other devices than the CPU candle collects it all the same, and where no
+    /// A weight whose gradient is left in `deposit`, if there is one. What is composed of candle's own lets candle collect it all the same, and where no
     /// other argument of the operation takes part in differentiation: without one that does, there is no backward pass.
     #[must_use]
     pub fn new(tensor: &'a Tensor, deposit: Option<&'a Deposit>) -> Self {
@@ -56,6 +62,14 @@ impl<'a> Weight<'a> {
         let deposit = self.deposit.filter(|_| others.iter().any(|other| other.track_op()));
         let tensor = if deposit.is_some() { self.tensor.detach() } else { self.tensor.clone() };
         Ok((tensor.contiguous()?, Target(deposit.cloned())))
+    }
+}
+
+/// The bias, or a tensor of no values that stands for none, on the device of `like`.
+pub(super) fn or_none(bias: Option<&Tensor>, like: &Tensor) -> Result<Tensor> {
+    match bias {
+        Some(bias) => bias.contiguous(),
+        None => Tensor::zeros(0, like.dtype(), like.device()),
     }
 }
 

@@ -1,61 +1,30 @@
 //! `train/fit`: a model from scratch.
 
-use dcu_artifact::{Dataset, Model};
+use std::collections::HashSet;
+
+use dcu_artifact::{Dataset, Holdout, Model, SampleId};
+use dcu_nn::recipe::Recipe;
 use dcu_nn::rng::Streams;
-use dcu_nn::train::{self, OptimiserName, Recipe, Schedule};
-use dcu_nn::{Network, Samples, model};
-use dcu_stage::{Context, Input, Method, Output, Rejected, Snapshot};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use dcu_nn::{Network, Samples, model, train};
+use dcu_stage::{Context, Failure, Input, Method, Output, Rejected, Snapshot};
+use serde::Serialize;
 use serde_json::json;
 
-use crate::network::{Name, Sizes, architecture, check_recipe, check_sizes, recipe_of_paper};
+use crate::network::Chosen;
+use crate::recipe::with_training;
 
 pub(crate) struct Fit;
 
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Parameters {
-    /// The network.
-    model: Name,
-    /// Outputs of the hidden layers of an MLP, channels of the blocks of a CNN; by default the paper's.
-    widths: Option<Vec<usize>>,
-    /// Outputs of the hidden fully connected layer of a CNN; by default the paper's.
-    hidden: Option<usize>,
-    /// The probability of dropout in the final part of a CNN; by default the paper's.
-    dropout: Option<f64>,
-    /// Passes over the training set.
-    epochs: usize,
-    /// Samples in a batch.
-    batch: usize,
-    /// The learning rate of the first epoch.
-    lr: f64,
-    /// The update rule.
-    optimiser: OptimiserName,
-    /// How much of the last step SGD keeps.
-    momentum: f64,
-    /// Weight decay, added to the gradient.
-    weight_decay: f64,
-    /// How the learning rate changes over the epochs.
-    schedule: Schedule,
+with_training! {
+    pub(crate) struct Parameters {}
 }
 
-impl Default for Parameters {
-    fn default() -> Self {
-        let Recipe { epochs, batch, lr, optimiser, momentum, weight_decay, schedule } = recipe_of_paper();
-        Self { model: Name::Cnn, widths: None, hidden: None, dropout: None, epochs, batch, lr, optimiser, momentum, weight_decay, schedule }
-    }
-}
-
-impl Parameters {
-    fn recipe(&self) -> Recipe {
-        let Self { epochs, batch, lr, optimiser, momentum, weight_decay, schedule, .. } = *self;
-        Recipe { epochs, batch, lr, optimiser, momentum, weight_decay, schedule }
-    }
-
-    fn sizes(&self) -> Sizes<'_> {
-        Sizes { widths: self.widths.as_deref(), hidden: self.hidden, dropout: self.dropout }
-    }
+#[derive(Debug, Serialize)]
+pub(crate) struct Checked {
+    #[serde(flatten)]
+    network: Chosen,
+    #[serde(flatten)]
+    recipe: Recipe,
 }
 
 impl Method for Fit {
@@ -63,25 +32,26 @@ impl Method for Fit {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Trains a network from scratch";
     const USES_SEED: bool = true;
-    const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset")];
+    const INPUTS: &'static [Input] =
+        &[Input::one::<Dataset>("dataset"), Input::optional::<Dataset>("test"), Input::optional::<Holdout>("holdout")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Model>("model")];
 
     type Parameters = Parameters;
-    type Checked = Parameters;
+    type Checked = Checked;
 
-    fn check(parameters: Parameters) -> Result<Parameters, Rejected> {
-        check_sizes(parameters.sizes())?;
-        check_recipe(&parameters.recipe())?;
-        Ok(parameters)
+    fn check(parameters: Parameters) -> Result<Checked, Rejected> {
+        Ok(Checked { network: parameters.network()?, recipe: parameters.recipe()? })
     }
 
-    fn run(parameters: &Parameters, context: &mut Context) -> anyhow::Result<()> {
+    fn run(parameters: &Checked, context: &mut Context) -> anyhow::Result<()> {
+        let recipe = &parameters.recipe;
         let dataset: Dataset = context.read("dataset")?;
-        let architecture = architecture(parameters.model, parameters.sizes(), &dataset)?;
+        let architecture = parameters.network.architecture(dataset.image_shape(), dataset.classes())?;
         let streams = Streams::new(context.seed(), "train/fit");
-        let recipe = parameters.recipe();
         let samples = Samples::of_whole_dataset(&dataset);
-        let mut fit = train::Fit::new(Network::initialised(&architecture, &streams)?, recipe.clone(), streams);
+        let validation = if recipe.needs_validation() { Some(validation(context, &dataset)?) } else { None };
+        let network = Network::initialised(&architecture, &streams)?;
+        let mut fit = train::Fit::new(network, recipe.clone(), streams).validated_on(validation);
         let mut checkpoints = context.checkpoints();
         if let Some(snapshot) = checkpoints.resume() {
             fit.restore(serde_json::from_value(snapshot.position)?, snapshot.tensors)?;
@@ -91,6 +61,27 @@ impl Method for Fit {
             context.progress().step("epochs", fit.done(), recipe.epochs);
             checkpoints.offer(|| Ok(Snapshot { position: json!(fit.done()), tensors: fit.snapshot()? }))?;
         }
-        context.write("model", &model::to_artifact(&fit.finish(), &recipe, &dataset)?)
+        context.write("model", &model::to_artifact(&fit.finish(), recipe, &dataset)?)
     }
+}
+
+/// The validation samples, for a recipe that needs them.
+fn validation(context: &mut Context, dataset: &Dataset) -> anyhow::Result<Samples> {
+    let (test, holdout) = (context.read_optional::<Dataset>("test")?, context.read_optional::<Holdout>("holdout")?);
+    let (Some(test), Some(holdout)) = (test, holdout) else {
+        let message = "with `patience` or `keep: best` the training needs validation samples, and so the inputs `test` and `holdout`";
+        let remedy = "add `test: data.test, holdout: holdout` to the stage's `in:`, and give `data/holdout` a `validation_per_class`";
+        return Err(Failure::new(message, remedy).into());
+    };
+    let kind = |one: &Dataset| (one.image_shape(), one.classes(), one.facts.normalisation.clone());
+    if kind(&test) != kind(dataset) {
+        let message = "the images of `test` have another size, other classes or another normalisation than those that are trained on";
+        return Err(Failure::new(message, "connect `dataset` and `test` to the parts of one source").into());
+    }
+    let trained: HashSet<u64> = dataset.ids.iter().copied().collect();
+    if let Some(id) = holdout.validation.iter().find(|id| trained.contains(id)) {
+        let message = format!("the validation sample {} is among those that are trained on", SampleId(*id));
+        return Err(Failure::new(message, "make the holdout from the same training set").into());
+    }
+    Ok(train::validation_samples(&test, &holdout, None)?)
 }

@@ -28,9 +28,8 @@ use std::marker::PhantomData;
 use std::path::PathBuf;
 
 use dcu_artifact::{Dataset, Model, Normalisation, Tensor, digest_bytes, digest_file};
-use dcu_nn::architecture::Layer;
+use dcu_nn::recipe::Recipe;
 use dcu_nn::rng::Streams;
-use dcu_nn::train::{OptimiserName, Recipe, Schedule};
 use dcu_nn::{Architecture, Network, model};
 use dcu_stage::{Context, External, Failure, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
@@ -38,7 +37,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::hub::{Hub, Place};
-use crate::network::{Name, Sizes, architecture, check_recipe, check_sizes, recipe_of_paper};
+use crate::network::Chosen;
+use crate::recipe::with_training;
 
 /// The method, with the way to the hub that its program has.
 #[derive(Debug)]
@@ -70,92 +70,36 @@ pub(crate) enum Normalised {
     Given,
 }
 
-/// The parameters.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Parameters {
-    /// The state dict, written with `torch.save(model.state_dict(), ...)` or `safetensors.torch.save_file(...)`, whatever the file is called.
-    /// Weights of 64 or 16 bits become 32-bit ones; the `module.`, `_orig_mod.` or `model.` of wrappers is taken off.
-    #[schemars(extend("x-location" = true))]
-    path: Option<PathBuf>,
-    /// Owner and name of a model of the Hugging Face hub, in place of `path`.
-    repo: Option<String>,
-    /// Branch, tag or commit of the model of the hub.
-    revision: String,
-    /// The file of the model of the hub; by default `model.safetensors`, else `pytorch_model.bin`.
-    file: Option<String>,
-    /// Another hub than HF_ENDPOINT names.
-    #[schemars(extend("x-location" = true))]
-    endpoint: Option<String>,
-    /// The wrapper that holds the state dict, such as `state_dict_ema`, where a file holds several of them.
-    key: Option<String>,
-    /// The network. An `mlp` has `linear1`, `linear2`, ... with `.weight` and `.bias` each: one for each of `widths`, then one for the classes. A
-    /// `cnn` has for its blocks the convolutions `features.0`, `features.4`, `features.8`, ... with `.weight` and `.bias` and the batch
-    /// normalisations `features.1`, `features.5`, `features.9`, ... with `.weight`, `.bias`, `.running_mean`, `.running_var`; then `classifier.0`
-    /// and `classifier.3` with `.weight` and `.bias`. `num_batches_tracked` may be left out.
-    model: Name,
-    /// Outputs of the hidden layers of an MLP, channels of the blocks of a CNN; by default the paper's.
-    widths: Option<Vec<usize>>,
-    /// Outputs of the hidden fully connected layer of a CNN; by default the paper's.
-    hidden: Option<usize>,
-    /// The probability of dropout in the final part of a CNN; by default the paper's.
-    dropout: Option<f64>,
-    /// What becomes of the last layer where it is for another number of classes than the dataset has.
-    head: Head,
-    /// For `head: keep`: for each class of the dataset, in order, the output of the file's head that stands for it, counted from 0.
-    outputs: Option<Vec<usize>>,
-    /// What pixels became numbers by when the weights were trained. A dataset that does otherwise is refused.
-    normalise: Normalised,
-    /// The mean of each channel, in 0..1, for `normalise: given`.
-    mean: Option<Vec<f64>>,
-    /// The deviation of each channel, for `normalise: given`.
-    std: Option<Vec<f64>>,
-    /// Height and width of the images that the weights were trained with; a dataset of other ones is refused. By default any that the network takes.
-    size: Option<[usize; 2]>,
-    /// Passes over the training set that the weights were trained for; retraining does the same.
-    epochs: usize,
-    /// Samples in a batch of that training.
-    batch: usize,
-    /// The learning rate of its first epoch.
-    lr: f64,
-    /// Its update rule.
-    optimiser: OptimiserName,
-    /// How much of the last step its SGD kept.
-    momentum: f64,
-    /// Its weight decay.
-    weight_decay: f64,
-    /// How its learning rate changed over the epochs.
-    schedule: Schedule,
-}
-
-impl Default for Parameters {
-    fn default() -> Self {
-        let Recipe { epochs, batch, lr, optimiser, momentum, weight_decay, schedule } = recipe_of_paper();
-        Self {
-            path: None,
-            repo: None,
-            revision: "main".into(),
-            file: None,
-            endpoint: None,
-            key: None,
-            model: Name::Cnn,
-            widths: None,
-            hidden: None,
-            dropout: None,
-            head: Head::Refuse,
-            outputs: None,
-            normalise: Normalised::Dataset,
-            mean: None,
-            std: None,
-            size: None,
-            epochs,
-            batch,
-            lr,
-            optimiser,
-            momentum,
-            weight_decay,
-            schedule,
-        }
+with_training! {
+    /// The parameters.
+    pub struct Parameters {
+        /// The state dict, written with `torch.save(model.state_dict(), ...)` or `safetensors.torch.save_file(...)`, whatever the file is called.
+        /// Weights of 64 or 16 bits become 32-bit ones; the `module.`, `_orig_mod.` or `model.` of wrappers is taken off.
+        #[schemars(extend("x-location" = true))]
+        path: Option<PathBuf> = None,
+        /// Owner and name of a model of the Hugging Face hub, in place of `path`.
+        repo: Option<String> = None,
+        /// Branch, tag or commit of the model of the hub.
+        revision: String = "main".into(),
+        /// The file of the model of the hub; by default `model.safetensors`, else `pytorch_model.bin`.
+        file: Option<String> = None,
+        /// Another hub than HF_ENDPOINT names.
+        #[schemars(extend("x-location" = true))]
+        endpoint: Option<String> = None,
+        /// The wrapper that holds the state dict, such as `state_dict_ema`, where a file holds several of them.
+        key: Option<String> = None,
+        /// What becomes of the last layer where it is for another number of classes than the dataset has.
+        head: Head = Head::Refuse,
+        /// For `head: keep`: for each class of the dataset, in order, the output of the file's head that stands for it, counted from 0.
+        outputs: Option<Vec<usize>> = None,
+        /// What pixels became numbers by when the weights were trained. A dataset that does otherwise is refused.
+        normalise: Normalised = Normalised::Dataset,
+        /// The mean of each channel, in 0..1, for `normalise: given`.
+        mean: Option<Vec<f64>> = None,
+        /// The deviation of each channel, for `normalise: given`.
+        std: Option<Vec<f64>> = None,
+        /// Height and width of the images that the weights were trained with; a dataset of other ones is refused. By default any that the network takes.
+        size: Option<[usize; 2]> = None,
     }
 }
 
@@ -172,21 +116,13 @@ enum Source {
 pub struct Checked {
     source: Source,
     key: Option<String>,
-    model: Name,
-    widths: Option<Vec<usize>>,
-    hidden: Option<usize>,
-    dropout: Option<f64>,
+    #[serde(flatten)]
+    network: Chosen,
     head: Head,
     outputs: Option<Vec<usize>>,
     normalisation: Option<Normalisation>,
     size: Option<[usize; 2]>,
     recipe: Recipe,
-}
-
-impl Checked {
-    fn sizes(&self) -> Sizes<'_> {
-        Sizes { widths: self.widths.as_deref(), hidden: self.hidden, dropout: self.dropout }
-    }
 }
 
 impl<H: Hub> Method for Import<H> {
@@ -205,18 +141,14 @@ impl<H: Hub> Method for Import<H> {
     fn check(parameters: Parameters) -> Result<Checked, Rejected> {
         let source = source(&parameters)?;
         let normalisation = normalisation(&parameters)?;
-        let Parameters { key, model, widths, hidden, dropout, head, outputs, size, .. } = parameters;
-        let Parameters { epochs, batch, lr, optimiser, momentum, weight_decay, schedule, .. } = parameters;
+        let (network, recipe) = (parameters.network()?, parameters.recipe()?);
+        let Parameters { key, head, outputs, size, .. } = parameters;
         Rejected::unless(
             outputs.is_none() || head == Head::Keep,
             "outputs",
             "`outputs` says what `head: keep` keeps; set that as well, or leave `outputs` out",
         )?;
-        let recipe = Recipe { epochs, batch, lr, optimiser, momentum, weight_decay, schedule };
-        check_recipe(&recipe)?;
-        let checked = Checked { source, key, model, widths, hidden, dropout, head, outputs, normalisation, size, recipe };
-        check_sizes(checked.sizes())?;
-        Ok(checked)
+        Ok(Checked { source, key, network, head, outputs, normalisation, size, recipe })
     }
 
     fn elsewhere(parameters: &Checked) -> Option<&'static str> {
@@ -247,7 +179,7 @@ impl<H: Hub> Method for Import<H> {
     fn run(parameters: &Checked, context: &mut Context) -> anyhow::Result<()> {
         let dataset: Dataset = context.read("dataset")?;
         check_preprocessing(parameters, &dataset)?;
-        let architecture = architecture(parameters.model, parameters.sizes(), &dataset)?;
+        let architecture = parameters.network.architecture(dataset.image_shape(), dataset.classes())?;
         context.progress().phase("read");
         let (path, name) = match &parameters.source {
             Source::Path(path) => (path.clone(), path.display().to_string()),
@@ -258,9 +190,10 @@ impl<H: Hub> Method for Import<H> {
             }
         };
         let weights::Weights { mut tensors, mut notes } = weights::read(&path, parameters.key.as_deref())?;
-        if let Some(layer) = head_of(&architecture).map_err(anyhow::Error::msg)? {
+        let graph = architecture.graph().map_err(anyhow::Error::msg)?;
+        if let Some(layer) = graph.head().map(|step| &step.name) {
             let streams = Streams::new(context.seed(), "train/import");
-            let note = fit_head(&mut tensors, &layer, &architecture, parameters, &streams);
+            let note = fit_head(&mut tensors, layer, &architecture, parameters, &streams);
             notes.extend(note.map_err(|Failure { message, remedy }| Failure::new(format!("`{name}`: {message}"), remedy))?);
         }
         model::check_tensors(&architecture, &tensors).map_err(|reason| {
@@ -356,15 +289,6 @@ fn check_preprocessing(parameters: &Checked, dataset: &Dataset) -> Result<(), Fa
         return Ok(());
     }
     Err(Failure::new(wrong.join("; "), format!("where `data` is the stage that loads the images, add {}", settings.join(" "))))
-}
-
-/// The layer that gives the logits: the last one with weights.
-fn head_of(architecture: &Architecture) -> Result<Option<String>, String> {
-    Ok(architecture.layers()?.into_iter().flatten().rev().find_map(|layer| match layer {
-        Layer::Linear { name, .. } => Some(name),
-        Layer::Block { convolution, .. } => Some(convolution),
-        _ => None,
-    }))
 }
 
 /// Makes a head for another number of classes fit the network as the user wants it; says what was done.

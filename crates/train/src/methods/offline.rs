@@ -8,7 +8,7 @@ use dcu_nn::network::{self, Mode, ModeRule, Modes};
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
 use dcu_nn::train::{self, Phase, Prepared};
-use dcu_nn::{Network, Part, Samples, model};
+use dcu_nn::{Network, Part, Samples, Trainable, model};
 use dcu_stage::{Checkpoints, Context, Failure, Input, Method, Output, Progress, Rejected, Snapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -153,7 +153,8 @@ impl Phases<'_> {
             _ => (self.training, parameters.batch, parameters.intermediate_epochs, parameters.intermediate_lr, "intermediate"),
         };
         self.progress.phase(purpose);
-        let phase = Phase { trainable: &[part], modes: parameters.modes(iteration, part), batch, streams: self.streams, purpose };
+        let trainable = Trainable::parts(network.graph(), &[part]);
+        let phase = Phase { trainable: &trainable, modes: parameters.modes(iteration, part), batch, streams: self.streams, purpose };
         let prepared = Prepared::new(network, samples, phase)?;
         let mut optimiser = Optimiser::new(Rule::Adam { weight_decay: 0.0 });
         for epoch in 0..epochs {

@@ -2,9 +2,9 @@
 
 use dcu_artifact::{Dataset, Holdout, Model, Reduced, Request};
 use dcu_nn::model;
+use dcu_nn::recipe::Recipe;
 use dcu_nn::rng::Streams;
-use dcu_nn::train::Recipe;
-use dcu_stage::{Context, Input, Method, Output, Rejected};
+use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -31,8 +31,8 @@ impl Method for Finetune {
         Input::one::<Dataset>("dataset"),
         Input::one::<Request>("request"),
         Input::unused::<Reduced>("reduced"),
-        Input::unused::<Dataset>("test"),
-        Input::unused::<Holdout>("holdout"),
+        Input::optional::<Dataset>("test"),
+        Input::optional::<Holdout>("holdout"),
     ];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Model>("model")];
 
@@ -51,8 +51,12 @@ impl Method for Finetune {
         let trained_by = model::recipe(&base)?;
         let recipe =
             Recipe { epochs: parameters.epochs.unwrap_or(trained_by.epochs), lr: parameters.lr.unwrap_or(trained_by.lr), ..trained_by };
+        recipe.check().map_err(|(_, message)| {
+            let message = format!("with the given `epochs` the model's recipe does not work: {message}");
+            Failure::new(message, "give more `epochs`, or none for those of the model's training")
+        })?;
         let streams = Streams::new(context.seed(), "unlearn/finetune");
-        let network = fit(model::to_network(&base)?, &retain, &recipe, streams, context)?;
+        let network = fit(model::to_network(&base)?, &base, &retain, &recipe, streams, context)?;
         context.write("model", &model::with_facts_of(&network, &base)?)
     }
 }

@@ -8,7 +8,7 @@ use dcu_nn::network::{self, Mode, ModeRule, Modes};
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
 use dcu_nn::train::{self, Phase, Prepared};
-use dcu_nn::{Family, Network, Part, Samples, model};
+use dcu_nn::{Family, Network, Part, Samples, Trainable, model};
 use dcu_stage::{Checkpoints, Context, Failure, Input, Method, Output, Progress, Rejected, Snapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -33,15 +33,17 @@ pub(crate) struct Parameters {
     overture: usize,
     /// Epochs of the beginning in each round.
     beginning_epochs: usize,
-    /// Passes of the final over the remembrance set in each round, one step each; by default the paper's for the network (MLP 15, CNN 10).
+    /// Passes of the final over the remembrance set in each round, one step each; by default the paper's for the network (CNN and VGG-16 10, ViT-tiny 80, the
+    /// auto-encoder 50, others 15).
     final_passes: Option<usize>,
-    /// The share of the overture, at its end, in which the final is left alone, but for one round at least; by default the paper's (MLP 1/2, CNN 5/6).
+    /// The share of the overture, at its end, in which the final is left alone, but for one round at least; by default the paper's (CNN
+    /// 5/6, the auto-encoder 1/5, others 1/2).
     final_rest: Option<f64>,
     /// Epochs of the intermediate after the overture.
     intermediate_epochs: usize,
-    /// The learning rate of the overture; by default the paper's (MLP 1e-3, CNN 3e-3).
+    /// The learning rate of the overture; by default the paper's (CNN 3e-3, others 1e-3).
     overture_lr: Option<f64>,
-    /// The learning rate of the intermediate; by default the paper's (MLP 1e-4, CNN 3e-3).
+    /// The learning rate of the intermediate; by default the paper's (CNN 3e-3, ViT-tiny 2e-3, the auto-encoder 1e-3, others 1e-4).
     intermediate_lr: Option<f64>,
     /// Samples in a batch of the reduced set.
     batch: usize,
@@ -82,8 +84,14 @@ struct Schedule {
 impl Parameters {
     fn schedule(&self, family: Family) -> Schedule {
         let (passes, rest, overture_lr, intermediate_lr) = match family {
-            Family::Mlp => (15, 0.5, 1e-3, 1e-4),
             Family::Cnn => (10, 25.0 / 30.0, 3e-3, 3e-3),
+            Family::Vgg16 | Family::Vgg16Bn => (10, 0.5, 1e-3, 1e-4),
+            Family::VitTiny => (80, 0.5, 1e-3, 2e-3),
+            Family::ConvAutoencoder => (50, 0.2, 1e-3, 1e-3),
+            // The MLP's and ResNet-18's; of the others nothing was published.
+            Family::Mlp | Family::Resnet18 | Family::WeakCnn | Family::Convnet3 | Family::ConvClassifier | Family::Patches => {
+                (15, 0.5, 1e-3, 1e-4)
+            }
         };
         // A share below 1 leaves the final at least one round, however short the overture.
         let resting = ((self.final_rest.unwrap_or(rest) * self.overture as f64).round() as usize).min(self.overture.saturating_sub(1));
@@ -218,8 +226,14 @@ impl Online<'_> {
             _ => ("intermediate", self.schedule.intermediate_lr),
         };
         self.progress.phase(purpose);
-        let phase =
-            Phase { trainable: &[part], modes: self.parameters.modes(part), batch: self.parameters.batch, streams: self.streams, purpose };
+        let trainable = Trainable::parts(network.graph(), &[part]);
+        let phase = Phase {
+            trainable: &trainable,
+            modes: self.parameters.modes(part),
+            batch: self.parameters.batch,
+            streams: self.streams,
+            purpose,
+        };
         let prepared = Prepared::new(network, self.reduced, phase)?;
         for epoch in first..first + epochs {
             train::epoch(network, &prepared, phase, epoch as u64, optimiser, rate)?;
@@ -229,8 +243,9 @@ impl Online<'_> {
 
     fn anchor_final(&self, network: &mut Network, round: usize, optimiser: &mut Optimiser) -> anyhow::Result<()> {
         self.progress.phase("final");
+        let trainable = Trainable::parts(network.graph(), &[Part::Final]);
         let phase = Phase {
-            trainable: &[Part::Final],
+            trainable: &trainable,
             modes: self.parameters.modes(Part::Final),
             batch: self.parameters.final_batch,
             streams: self.streams,

@@ -34,8 +34,8 @@ impl Method for Retrain {
         Input::one::<Dataset>("dataset"),
         Input::one::<Request>("request"),
         Input::unused::<Reduced>("reduced"),
-        Input::unused::<Dataset>("test"),
-        Input::unused::<Holdout>("holdout"),
+        Input::optional::<Dataset>("test"),
+        Input::optional::<Holdout>("holdout"),
     ];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Model>("model")];
 
@@ -52,7 +52,7 @@ impl Method for Retrain {
         let retain = retain_set(context, &base)?;
         let streams = Streams::new(context.seed(), "unlearn/retrain").replicate(parameters.replicate);
         let fresh = Network::initialised(&model::architecture(&base)?, &streams)?;
-        let network = fit(fresh, &retain, &model::recipe(&base)?, streams, context)?;
+        let network = fit(fresh, &base, &retain, &model::recipe(&base)?, streams, context)?;
         context.write("model", &model::with_facts_of(&network, &base)?)
     }
 }

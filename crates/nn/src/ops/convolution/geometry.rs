@@ -2,14 +2,7 @@
 
 use candle_core::{Result, bail};
 
-/// Stride and zero padding, the same in both directions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Convolution {
-    /// Pixels from one window to the next.
-    pub stride: usize,
-    /// Zeros on each side.
-    pub padding: usize,
-}
+use crate::ops::types::Convolution;
 
 /// All sizes of one convolution. Images are channels last: [N, H, W, C]; results are [N, rows, columns, outputs].
 #[derive(Debug, Clone, Copy)]

@@ -16,12 +16,13 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 pub(super) use chosen::Chosen;
-pub use geometry::Convolution;
 pub(super) use geometry::Geometry;
 use unfold::Unfold;
 use winograd::Winograd;
 
-use super::{composed, dtype_of, for_real, stored, values, with_values};
+use super::storage::{apply3, dtype_of, for_real, gradient_of, on_cpu, stored, values, with_values};
+use super::types::Convolution;
+use super::weight::{Target, Weight, or_none};
 use crate::parallel::map_with;
 use crate::vector::{Real, vectorised};
 
@@ -32,23 +33,35 @@ const SHARED_VALUES: usize = 1 << 23;
 /// Values of these sums that are added up at a time.
 const SUMMED_AT_ONCE: usize = 1 << 12;
 
-/// Cross-correlation: input [N, H, W, C], weight [O, C, K, K'], bias [O], result [N, H', W', O].
+/// Cross-correlation: input [N, H, W, C], weight [O, C, K, K'], bias [O] or none, result [N, H', W', O].
 ///
 /// # Errors
 /// When the shapes do not fit or a tensor is neither f32 nor f64.
-pub fn conv2d(input: &Tensor, weight: &Tensor, bias: &Tensor, convolution: Convolution) -> Result<Tensor> {
-    let geometry = Geometry::new(input.dims4()?, weight.dims4()?, convolution)?;
-    if bias.dims1()? != geometry.outputs {
-        bail!("{} biases for {} output channels", bias.dims1()?, geometry.outputs);
+pub fn conv2d<'a, 'b>(
+    input: &Tensor,
+    weight: impl Into<Weight<'a>>,
+    bias: impl Into<Option<&'b Tensor>>,
+    convolution: Convolution,
+) -> Result<Tensor> {
+    let (weight, bias) = (weight.into(), bias.into());
+    let geometry = Geometry::new(input.dims4()?, weight.tensor().dims4()?, convolution)?;
+    check_bias(bias, geometry.outputs)?;
+    let bias = or_none(bias, input)?;
+    let (weight, target) = weight.argument(&[input, &bias])?;
+    apply3([input, &weight, &bias], Conv2d { geometry, target })
+}
+
+fn check_bias(bias: Option<&Tensor>, outputs: usize) -> Result<()> {
+    let biases = bias.map_or(Ok(outputs), Tensor::dims1)?;
+    if biases != outputs {
+        bail!("{biases} biases for {outputs} output channels");
     }
-    if !input.device().is_cpu() {
-        return composed::conv2d(input, weight, bias, convolution);
-    }
-    input.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Conv2d { geometry })
+    Ok(())
 }
 
 struct Conv2d {
     geometry: Geometry,
+    target: Target,
 }
 
 impl CustomOp3 for Conv2d {
@@ -83,27 +96,148 @@ impl CustomOp3 for Conv2d {
         _: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let device = input.device();
         for_real!(input.dtype(), T => with_values::<T, _>(&[input, weight, gradient], |arguments| {
-            let wanted = Wanted { input: input.track_op(), weight: weight.track_op() };
+            let wanted = Wanted { input: input.track_op(), weight: self.target.wants_gradient(weight) };
             let kernel = Kernel::new(self.geometry, arguments[1], wanted.purpose());
             let gradients = kernel.backward(arguments[0], wanted, #[inline(always)] |images, into| {
                 let size = self.geometry.output_image();
                 into.copy_from_slice(&arguments[2][images.start * size..images.end * size]);
             });
             let bias_gradient = bias.track_op().then(|| super::linear::column_sums(arguments[2], self.geometry.outputs));
-            Ok((
-                gradients.input.map(|values| Tensor::from_vec(values, input.shape(), device)).transpose()?,
-                gradients.weight.map(|values| Tensor::from_vec(values, weight.shape(), device)).transpose()?,
-                bias_gradient.map(|values| Tensor::from_vec(values, bias.shape(), device)).transpose()?,
-            ))
+            Ok((gradient_of(input, gradients.input)?, self.target.hand_over(gradient_of(weight, gradients.weight)?)?, gradient_of(bias, bias_gradient)?))
         }))
     }
 }
 
-/// Adds `bias` to each row of `values`.
+/// The adjoint of a convolution, which enlarges images: input [N, H, W, I], weight [I, O, K, K'], bias [O] or none, result
+/// [N, (H - 1) · stride - 2 · padding + K, .., O], as PyTorch's `conv_transpose2d`.
+///
+/// # Errors
+/// When the shapes do not fit, a tensor is neither f32 nor f64, or is not on the CPU.
+pub fn conv_transpose2d<'a, 'b>(
+    input: &Tensor,
+    weight: impl Into<Weight<'a>>,
+    bias: impl Into<Option<&'b Tensor>>,
+    convolution: Convolution,
+) -> Result<Tensor> {
+    let (weight, bias) = (weight.into(), bias.into());
+    let ((count, rows, columns, inputs), (weight_inputs, outputs, kernel_height, kernel_width)) =
+        (input.dims4()?, weight.tensor().dims4()?);
+    if inputs != weight_inputs {
+        bail!("a transposed convolution over {weight_inputs} channels does not take {inputs}");
+    }
+    check_bias(bias, outputs)?;
+    let extent = |windows: usize, kernel: usize| {
+        let padded = windows.checked_sub(1).map(|steps| steps * convolution.stride + kernel);
+        match padded.and_then(|padded| padded.checked_sub(2 * convolution.padding)) {
+            Some(extent) if extent > 0 => Ok(extent),
+            _ => bail!("a transposed convolution with {convolution:?} and a kernel of {kernel} leaves nothing of {windows} pixels"),
+        }
+    };
+    let images = (count, extent(rows, kernel_height)?, extent(columns, kernel_width)?, outputs);
+    let geometry = Geometry::new(images, weight.tensor().dims4()?, convolution)?;
+    let bias = or_none(bias, input)?;
+    let (weight, target) = weight.argument(&[input, &bias])?;
+    apply3([input, &weight, &bias], ConvTranspose2d { geometry, target })
+}
+
+struct ConvTranspose2d {
+    /// Of the convolution whose adjoint this is: from the result to the input.
+    geometry: Geometry,
+    target: Target,
+}
+
+impl CustomOp3 for ConvTranspose2d {
+    fn name(&self) -> &'static str {
+        "conv_transpose2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let Geometry { count, height, width, channels, .. } = self.geometry;
+        for_real!(dtype_of(s1), T => {
+            let (input, bias) = (values::<T>(s1, l1)?, values::<T>(s3, l3)?);
+            let wanted = Wanted { input: true, weight: false };
+            let kernel = Kernel::new(self.geometry, values::<T>(s2, l2)?, wanted.purpose());
+            let mut output = kernel.backward(&[], wanted, copying(input, self.geometry.output_image())).input.expect("asked for");
+            output.par_chunks_mut(self.geometry.image()).for_each(|output| add_to_rows(output, bias));
+            Ok((stored(output), (count, height, width, channels).into()))
+        })
+    }
+
+    fn bwd(
+        &self,
+        input: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let geometry = self.geometry;
+        for_real!(input.dtype(), T => with_values::<T, _>(&[input, weight, gradient], |arguments| {
+            let input_gradient = input.track_op().then(|| {
+                let mut result = vec![T::default(); arguments[0].len()];
+                Kernel::new(geometry, arguments[1], Purpose::Forward).forward(arguments[2], &mut result, |_| ());
+                result
+            });
+            let wanted = Wanted { input: false, weight: self.target.wants_gradient(weight) };
+            let kernel = Kernel::new(geometry, arguments[1], wanted.purpose());
+            let weight_gradient = kernel.backward(arguments[2], wanted, copying(arguments[0], geometry.output_image())).weight;
+            let bias_gradient = bias.track_op().then(|| super::linear::column_sums(arguments[2], geometry.channels));
+            Ok((gradient_of(input, input_gradient)?, self.target.hand_over(gradient_of(weight, weight_gradient)?)?, gradient_of(bias, bias_gradient)?))
+        }))
+    }
+}
+
+/// Writes what lies there for some images, of so many values each.
+fn copying<T: Real>(values: &[T], image: usize) -> impl Fn(Range<usize>, &mut [T]) + Sync {
+    move |images, into| into.copy_from_slice(&values[images.start * image..images.end * image])
+}
+
+/// The gradient of a convolution's weight, [O, C, K, K'], for each sample: the convolution's input [N, H, W, C], the gradient of its result
+/// [N, H', W', O], result [N, O, C, K, K']. No graph is kept.
+///
+/// # Errors
+/// When the shapes do not fit, a tensor is neither f32 nor f64, or is not on the CPU.
+pub fn conv2d_per_sample_weight_gradients(
+    input: &Tensor,
+    gradient: &Tensor,
+    shape: (usize, usize, usize, usize),
+    convolution: Convolution,
+) -> Result<Tensor> {
+    on_cpu("conv2d_per_sample_weight_gradients", &[input, gradient])?;
+    let whole = Geometry::new(input.dims4()?, shape, convolution)?;
+    if gradient.dims() != [whole.count, whole.rows, whole.columns, whole.outputs] {
+        bail!("a convolution of {:?} by {shape:?} with {convolution:?} has no gradient {:?}", input.dims(), gradient.dims());
+    }
+    for_real!(input.dtype(), T => with_values::<T, _>(&[input, gradient], |arguments| {
+        let kernel = Kernel::<T>::new(Geometry { count: 1, ..whole }, &[], Purpose::WeightGradient);
+        let size = whole.outputs * whole.taps();
+        let mut result = vec![T::default(); whole.count * size];
+        let samples = arguments[0].chunks(whole.image()).zip(arguments[1].chunks(whole.output_image()));
+        map_with(result.chunks_mut(size).zip(samples), |(scratch, sum): &mut (Scratch<T>, Vec<T>), (result, (input, gradient))| {
+            let sum = sized(sum, kernel.way.weight_gradient_size());
+            sum.fill(T::default());
+            kernel.way.backward(input, gradient, Gradients { input: None, weight: Some(sum) }, scratch);
+            result.copy_from_slice(&kernel.way.finish_weight_gradient(sum));
+        });
+        Tensor::from_vec(result, (whole.count, shape.0, shape.1, shape.2, shape.3), input.device())
+    }))
+}
+
+/// Adds `bias` to each row of `values`, unless there is none.
 #[inline(always)]
 pub(super) fn add_to_rows<T: Real>(values: &mut [T], bias: &[T]) {
+    if bias.is_empty() {
+        return;
+    }
     values.chunks_exact_mut(bias.len()).for_each(|row| row.iter_mut().zip(bias).for_each(|(value, bias)| *value += *bias));
 }
 
@@ -262,7 +396,7 @@ impl<T: Real> Kernel<T> {
         (0..images).step_by(group).map(move |start| start..(start + group).min(images))
     }
 
-    /// The gradients of input and weight. `gradient(images, into)` writes the gradient of the result for some images.
+    /// The gradients of input and weight; without the latter, `input` is not read. `gradient(images, into)` writes the gradient of the result for some images.
     pub(super) fn backward(&self, input: &[T], wanted: Wanted, gradient: impl Fn(Range<usize>, &mut [T]) + Sync) -> Gradients<Vec<T>> {
         if !wanted.input && !wanted.weight {
             return Gradients { input: None, weight: None };
@@ -279,7 +413,7 @@ impl<T: Real> Kernel<T> {
         let (group, image) = (self.way.images_per_group(), self.geometry.image());
         let shares = if wanted.weight { (SHARED_VALUES / self.way.weight_gradient_size()).clamp(2, SHARES) } else { usize::MAX };
         let images_per_share = self.groups().div_ceil(shares).max(1) * group;
-        let mut input_gradient = if wanted.input { vec![T::default(); input.len()] } else { Vec::new() };
+        let mut input_gradient = if wanted.input { vec![T::default(); self.geometry.count * image] } else { Vec::new() };
         let starts: Vec<usize> = (0..self.geometry.count).step_by(images_per_share).collect();
         // One part of the input's gradient for each share; all of them empty where it is not wanted.
         let mut parts: Vec<&mut [T]> = input_gradient.chunks_mut(images_per_share * image).collect();
@@ -294,7 +428,8 @@ impl<T: Real> Kernel<T> {
                 let result = sized(&mut output, images.len() * self.geometry.output_image());
                 gradient(images.clone(), result);
                 let gradients = Gradients { input: parts.next(), weight: wanted.weight.then_some(sum.as_mut_slice()) };
-                self.way.backward(&input[images.start * image..images.end * image], result, gradients, scratch);
+                let input = if wanted.weight { &input[images.start * image..images.end * image] } else { &[] };
+                self.way.backward(input, result, gradients, scratch);
                 scratch.output = output;
             }
             sum

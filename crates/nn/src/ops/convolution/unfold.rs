@@ -3,9 +3,10 @@
 
 use std::ops::Range;
 
-use super::geometry::{Convolution, Geometry};
+use super::geometry::Geometry;
 use super::{Gradients, Purpose, Scratch, Way, padded, sized};
 use crate::matrix::{Matrix, Panels, multiply};
+use crate::ops::types::Convolution;
 use crate::vector::{Real, vectorised};
 
 /// Window positions of one group at least.

@@ -88,7 +88,7 @@ impl<T: Real, const SIDE: usize> ByValue<T> for Winograd<T, SIDE> {
         let (group, at_once) = (self.images_per_group(), self.images_at_once());
         let (image, output_image) = (self.geometry.image(), self.geometry.output_image());
         let (channels, outputs) = (self.geometry.channels, self.geometry.outputs);
-        let mut input_gradient = wanted.input.then(|| vec![T::default(); input.len()]);
+        let mut input_gradient = wanted.input.then(|| vec![T::default(); self.geometry.count * image]);
         let mut sums = vec![Vec::new(); Self::VALUES];
         for first in (0..self.geometry.count).step_by(at_once) {
             let end = (first + at_once).min(self.geometry.count);

@@ -13,9 +13,10 @@ use std::ops::Range;
 use maps::{both_ways, data, data_adjoint, results, results_adjoint};
 use pulp::{Arch, Simd, WithSimd};
 
-use super::geometry::{Convolution, Geometry};
+use super::geometry::Geometry;
 use super::{ByValue, Gradients, Purpose, Scratch, Way, sized};
 use crate::matrix::{Matrix, Panels, multiply};
+use crate::ops::types::Convolution;
 use crate::vector::{Lanes, Real, in_lanes};
 
 /// Tiles of a group where there are many, which keeps it in the cache.
