@@ -416,6 +416,9 @@ impl Network {
 
     /// Takes `input`, the value before the first of the steps, through them.
     fn run(&self, input: &Tensor, steps: Range<usize>, pass: &mut Pass<'_>) -> Result<Tensor> {
+        if steps.is_empty() {
+            return Ok(input.clone());
+        }
         let mut values = self.enter(input, &steps)?;
         let pieces = self.pieces.partition_point(|piece| piece.steps.start < steps.start);
         let end = self.pieces.partition_point(|piece| piece.steps.end <= steps.end);

@@ -16,8 +16,8 @@ use serde_json::{Value, json};
 /// }
 /// ```
 ///
-/// It has `network()` and `recipe()`, and the names, descriptions and defaults of a recipe's fields in its JSON schema. (`serde(flatten)` would cost the
-/// error messages their field, and does not go with `deny_unknown_fields`.)
+/// It has `network()` and `recipe()`, and the names, descriptions and defaults of a recipe's fields in its JSON schema. (`serde(flatten)` would cost the error messages
+/// their field, and does not go with `deny_unknown_fields`.)
 macro_rules! with_training {
     ($(#[$attribute:meta])* $visibility:vis struct $name:ident { $($(#[$own_attribute:meta])* $own:ident: $own_type:ty = $default:expr,)* }) => {
         $crate::recipe::with_training! {
@@ -134,10 +134,11 @@ macro_rules! with_training {
             }
 
             fn describe(schema: &mut schemars::Schema) {
-                $crate::recipe::describe(schema, |recipe| {
+                let fields = |recipe: dcu_nn::recipe::Recipe| {
                     let fields = [$((stringify!($field).to_owned(), serde_json::json!(recipe.$field)),)*];
                     serde_json::Value::Object(fields.into_iter().collect())
-                });
+                };
+                $crate::recipe::describe(schema, fields);
             }
         }
     };
