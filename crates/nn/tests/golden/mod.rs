@@ -94,5 +94,13 @@ pub(crate) fn apart(what: &str, found: &[f64], expected: &[f64]) -> f64 {
     assert_eq!(found.len(), expected.len(), "{what}");
     let differences = found.iter().zip(expected).map(|(found, expected)| (found - expected).abs());
     // What is not a number is as far apart as can be.
-    differences.fold(0.0, |largest, difference| if difference <= largest { largest } else if difference.is_nan() { f64::INFINITY } else { difference })
+    differences.fold(0.0, |largest, difference| {
+        if difference <= largest {
+            largest
+        } else if difference.is_nan() {
+            f64::INFINITY
+        } else {
+            difference
+        }
+    })
 }
