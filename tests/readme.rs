@@ -18,7 +18,7 @@ case " $* " in
   *" run pipelines/cifar10.yaml"* | *" run pipelines/scaling.yaml"*) set -- "$@" --dry-run --set data.source=parquet --set data.path=FOLDER ;;
 esac
 case $command in
-  run | status | metrics | times | regress | graph) set -- "$@" --store store ;;
+  run | status | metrics | times | regress | graph | export) set -- "$@" --store store ;;
   inspect) case $2 in *.yaml) set -- "$@" --store store ;; esac ;;
 esac
 exec "$XTASK" "$@"
@@ -67,7 +67,7 @@ impl Desk {
         .unwrap();
         desk.write("deletions.csv", "id\ntrain:0\n");
         desk.write("pick.py", "");
-        desk.write("weights.safetensors", "");
+        desk.write("weights.pth", "");
         desk.write("FOLDER/data_batch_1.bin", &"\0".repeat(3073));
         desk.write("FOLDER/train-images-idx3-ubyte", "");
         desk.write("FOLDER/train-labels-idx1-ubyte", "");

@@ -365,7 +365,8 @@ mod tests {
     fn cropping_keeps_proportions_and_the_middle() {
         // 0 to 5 from left to right, twice as large below each other.
         let wide = Cell::Planes((0..2).flat_map(|_| 0..6).collect(), [1, 2, 6]);
-        let cropped = |cover, size| decode(&[wide.clone()], Shape { resize: Some(Fit::Crop { cover, size }), ..AS_IS }, |_| "0".into());
+        let cropped =
+            |cover, size| decode(std::slice::from_ref(&wide), Shape { resize: Some(Fit::Crop { cover, size }), ..AS_IS }, |_| "0".into());
         let cut = cropped(None, [2, 2]).unwrap();
         assert_eq!((cut.shape, cut.data), (vec![1, 1, 2, 2], vec![2, 3, 2, 3]));
         // An excess of 3 is cut as 2 and 1, one of 1 as 0 and 1.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use dcu_data::images::Cell;
-use dcu_data::{Contents, List, Part, Selection, Share};
+use dcu_data::{Contents, List, Part, Selection};
 use dcu_tables::parquet::read_list;
 
 fn read(path: &Path) -> anyhow::Result<Contents> {

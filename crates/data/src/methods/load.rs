@@ -26,6 +26,9 @@ const MOST_SIDE: usize = 4096;
 /// The most rows and columns of zeros on a side.
 const MOST_PADDING: usize = 1024;
 
+/// Height and width.
+type Extent = [usize; 2];
+
 /// Where the images come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -287,8 +290,8 @@ impl Checked {
 }
 
 /// The sizes to scale to and to cut out. Images of a set whose sizes differ come to one without being told to, in their proportions.
-fn sizes(parameters: &Parameters) -> Result<(Option<[usize; 2]>, Option<[usize; 2]>), Rejected> {
-    let fits = |size: [usize; 2]| size.iter().all(|side| (1..=MOST_SIDE).contains(side));
+fn sizes(parameters: &Parameters) -> Result<(Option<Extent>, Option<Extent>), Rejected> {
+    let fits = |size: Extent| size.iter().all(|side| (1..=MOST_SIDE).contains(side));
     for (name, size) in [("resize", parameters.resize), ("crop", parameters.crop)] {
         Rejected::unless(size.is_none_or(fits), name, format!("`{name}` needs a height and a width from 1 to {MOST_SIDE}"))?;
     }
@@ -299,7 +302,7 @@ fn sizes(parameters: &Parameters) -> Result<(Option<[usize; 2]>, Option<[usize; 
         }
         _ => (parameters.resize, parameters.crop),
     };
-    let inside = |([high, wide], [height, width]): ([usize; 2], [usize; 2])| high <= height && wide <= width;
+    let inside = |([high, wide], [height, width]): (Extent, Extent)| high <= height && wide <= width;
     Rejected::unless(crop.zip(resize).is_none_or(inside), "crop", "`crop` must not be larger than `resize`")?;
     Ok((resize, crop))
 }

@@ -37,7 +37,8 @@ impl<'a> Archive<'a> {
         let tail = bytes.len().saturating_sub(END_LENGTH + usize::from(u16::MAX));
         let place = bytes[tail..].windows(END.len()).rposition(|window| window == END);
         let end = tail + place.ok_or("the directory at its end is missing: it is not whole")?;
-        let (mut count, mut start) = (u64::from(u16_at(bytes, end as u64 + 10)?), u64::from(u32_at(bytes, end as u64 + 16)?));
+        let record = slice(bytes, end as u64, END_LENGTH as u64)?;
+        let (mut count, mut start) = (u64::from(u16_at(record, 10)?), u64::from(u32_at(record, 16)?));
         if let Some(locator) = end.checked_sub(20).filter(|&locator| bytes[locator..].starts_with(LOCATOR_64)) {
             let end = u64_at(bytes, locator as u64 + 8)?;
             if slice(bytes, end, 4)? != END_64 {
