@@ -259,7 +259,7 @@ fn every_part_of_a_stage_can_be_set() {
         let stdout = project.xtask("graph", &more).success().stdout;
         stdout.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
     };
-    assert!(needs(&["retrain.in.model=offline"]).contains(&"retrain unlearn/retrain 1 data offline request".to_owned()));
+    assert!(needs(&["retrain.in.model=offline"]).contains(&"retrain unlearn/retrain 1 data holdout offline request".to_owned()));
     assert!(needs(&["evaluate.matrix.of=[base, retrain]"]).contains(&"report report/table 1 evaluate".to_owned()));
     assert!(needs(&["evaluate.matrix.of=[base, retrain]"]).iter().any(|line| line.starts_with("evaluate attack/evaluate 2 ")));
     assert!(needs(&["report.in.metrics=[evaluate]", "seeds=[1, 2]"]).contains(&"report report/table 1 evaluate".to_owned()));

@@ -299,7 +299,7 @@ fn graphs_lists_and_artifacts_can_be_looked_at() {
     let project = Project::new(SMALL);
     let graph = project.xtask("graph", &[]).success().stdout;
     assert!(
-        graph.lines().any(|line| line.split_whitespace().eq(["retrain", "unlearn/retrain", "1", "data", "base", "request"])),
+        graph.lines().any(|line| line.split_whitespace().eq(["retrain", "unlearn/retrain", "1", "data", "holdout", "base", "request"])),
         "{graph}"
     );
     let mermaid = project.xtask("graph", &["--format", "mermaid"]).success().stdout;
