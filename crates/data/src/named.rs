@@ -43,7 +43,7 @@ pub(crate) enum Official {
     CifarBinary,
     /// The files of MNIST.
     Idx,
-    /// In a form that is not read, with its name.
+    /// In no form of their own that is read, and what to say of it.
     Unread(&'static str),
 }
 
@@ -126,7 +126,7 @@ const SVHN: Facts = Facts {
     class_names: Some(&DIGITS),
     mean: &[0.4377, 0.4438, 0.4728],
     std: &[0.1980, 0.2010, 0.1970],
-    official: Official::Unread("`.mat` files"),
+    official: Official::Unread("its official `.mat` files are not read"),
     ..USUAL
 };
 
@@ -137,7 +137,7 @@ const CINIC10: Facts = Facts {
     some_grey: true,
     mean: &[0.478_895_22, 0.472_278_42, 0.430_474_04],
     std: &[0.242_057_76, 0.238_280_46, 0.258_748_35],
-    official: Official::Unread("pickled batches"),
+    official: Official::Unread("its archive is read once it is unpacked, with `source: folder`"),
     ..USUAL
 };
 
@@ -174,7 +174,7 @@ const TINY_IMAGENET: Facts = Facts {
     test: Share::Validation,
     mean: &[0.4802, 0.4481, 0.3975],
     std: &[0.2302, 0.2265, 0.2262],
-    official: Official::Unread("archive other than unpacked into folders"),
+    official: Official::Unread("its archive is read once it is unpacked, with `source: folder`"),
     ..USUAL
 };
 
@@ -188,7 +188,7 @@ const IMAGENETTE: Facts = Facts {
     test: Share::Validation,
     mean: &[0.485, 0.456, 0.406],
     std: &[0.229, 0.224, 0.225],
-    official: Official::Unread("archive other than unpacked into folders"),
+    official: Official::Unread("its archive is read once it is unpacked, with `source: folder`"),
     ..USUAL
 };
 

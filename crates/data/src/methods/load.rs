@@ -324,7 +324,7 @@ fn refuse_other_files(set: SetName, source: SourceName, label_column: Option<&st
     let own = match official {
         Official::CifarBinary => ", or as its official files with `source: cifar-binary`".to_owned(),
         Official::Idx => ", or as its official files with `source: idx`".to_owned(),
-        Official::Unread(form) => format!("; its official {form} are not read"),
+        Official::Unread(why) => format!("; {why}"),
     };
     Rejected::unless(fits, "source", format!("`{name}` is read with `source: hub`, `parquet` or `folder`{own}"))?;
     let known = source != SourceName::CifarBinary || label_column.is_none_or(|column| set.is_label(column));
@@ -686,10 +686,9 @@ mod tests {
         let refused = |set: &str, more: Value| of_set(set, more).unwrap_err().message;
         let source = |name: &str| serde_json::json!({ "source": name, "path": "x" });
         assert!(refused("svhn", source("cifar-binary")).contains("its official `.mat` files are not read"));
-        assert!(
-            refused("cifar10", source("idx")).contains("`cifar-binary`")
-                && refused("mnist", source("cifar-binary")).contains("`source: idx`")
-        );
+        assert!(refused("imagenette", source("idx")).contains("its archive is read once it is unpacked, with `source: folder`"));
+        assert!(refused("cifar10", source("idx")).contains("`source: cifar-binary`"));
+        assert!(refused("mnist", source("cifar-binary")).contains("`source: idx`"));
         assert!(refused("mnist", source("embedded")).contains("the embedded digits are not the whole of `mnist`"));
         let column = serde_json::json!({ "source": "cifar-binary", "path": "x", "label_column": "name" });
         assert!(refused("cifar100", column).contains("`fine_label` and `coarse_label`"));
