@@ -18,6 +18,8 @@ const ROWS: usize = 6;
 const DEPTH: usize = 256;
 /// Rows of a product that are one task.
 const ROWS_PER_TASK: usize = 16 * ROWS;
+/// Rows of a panel that are filled column by column at a time.
+const FILLED_AT_ONCE: usize = 64;
 /// Panels of a product that are one task.
 const PANELS_PER_TASK: usize = 4;
 
@@ -137,13 +139,17 @@ fn fill_panel<T: Real>(right: Matrix<'_, T>, panel: usize, values: &mut [T]) {
         }
         return;
     }
-    for column in 0..PANEL {
-        let target = values[column..].iter_mut().step_by(PANEL);
-        if column < columns {
-            let source = right.values[(from + column) * right.column_stride..].iter().step_by(right.row_stride);
-            target.zip(source).for_each(|(target, &value)| *target = value);
-        } else {
-            target.for_each(|target| *target = T::default());
+    // Some rows at a time, which stay in the cache while one column after the other is written into them.
+    for (block, values) in values.chunks_mut(FILLED_AT_ONCE * PANEL).enumerate() {
+        for column in 0..PANEL {
+            let target = values[column..].iter_mut().step_by(PANEL);
+            if column < columns {
+                let first = block * FILLED_AT_ONCE * right.row_stride + (from + column) * right.column_stride;
+                let source = right.values[first..].iter().step_by(right.row_stride);
+                target.zip(source).for_each(|(target, &value)| *target = value);
+            } else {
+                target.for_each(|target| *target = T::default());
+            }
         }
     }
 }
@@ -174,9 +180,15 @@ pub(crate) fn multiply_apart<T: Real>(left: Matrix<'_, T>, right: Panels<'_, T>,
 /// When the shapes do not fit.
 #[must_use]
 pub fn product<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, T>) -> Vec<T> {
+    product_plus(left, right, &[])
+}
+
+/// `left · right` row-major with `row` added to each row, unless that is empty, on all threads.
+pub(crate) fn product_plus<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, T>, row: &[T]) -> Vec<T> {
     assert_eq!(left.columns, right.rows, "inner dimensions");
+    assert!(row.is_empty() || row.len() == right.columns, "a row of {} values", right.columns);
     if left.columns == 0 {
-        return vec![T::default(); left.rows * right.columns];
+        return if row.is_empty() { vec![T::default(); left.rows * right.columns] } else { row.repeat(left.rows) };
     }
     let by_row;
     let left = if left.column_stride == 1 {
@@ -198,8 +210,16 @@ pub fn product<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, T>) -> Vec<T> {
         let (first_row, first_panel) = (task / panel_tasks * ROWS_PER_TASK, task % panel_tasks * PANELS_PER_TASK);
         let rows = left.rows_from(first_row, ROWS_PER_TASK.min(left.rows - first_row));
         let columns = first_panel..(first_panel + PANELS_PER_TASK).min(panels.count());
-        // SAFETY: each task writes its own block of `result`, which has room for all and outlives the loop.
-        unsafe { multiply_panels(rows, panels, columns, (start.get().add(first_row * right.columns), right.columns), false) }
+        let added = if row.is_empty() { row } else { &row[columns.start * PANEL..right.columns.min(columns.end * PANEL)] };
+        // SAFETY: each task writes its own block of `result`, which has room for all and outlives the loop, and reads what it has written.
+        unsafe {
+            let block = start.get().add(first_row * right.columns);
+            multiply_panels(rows, panels, columns, (block, right.columns), false);
+            for index in 0..if added.is_empty() { 0 } else { rows.rows } {
+                let values = std::slice::from_raw_parts_mut(block.add(index * right.columns + first_panel * PANEL), added.len());
+                values.iter_mut().zip(added).for_each(|(value, added)| *value += *added);
+            }
+        }
     });
     // SAFETY: the tasks have written every value.
     unsafe { result.set_len(left.rows * right.columns) };

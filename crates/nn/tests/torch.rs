@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use dcu_artifact::{Array, Tensor as Stored};
-use dcu_nn::ops::{self, Block, Convolution, FrozenBlock, Normalisation, Pooling};
+use dcu_nn::ops::{self, Block, Convolution, FrozenBlock, InstanceBlock, Normalisation, Pooling, Targets, Weighting};
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
 use dcu_nn::{Architecture, Family, Gradients, Mode, Network, Part, Trainable, network};
@@ -241,6 +241,111 @@ fn cross_entropy() {
         let each = ops::cross_entropy_per_sample(&golden[&format!("{name}.logits")], &labels).unwrap();
         assert_close(&name, &each, &flat(&golden[&format!("{name}.each")]), 1e-12);
     }
+}
+
+/// Runs an operation on channels-last images.
+fn on_images(image: &Tensor, run: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    ops::channels_first(&run(&ops::channels_last(image)?)?)
+}
+
+#[test]
+fn linear_layers_of_tokens_without_a_bias() {
+    let golden = golden("ops.safetensors");
+    for name in cases(&golden, "linear_plain") {
+        check(&golden, &name, &["input", "weight"], |values| ops::linear(values[0], values[1], None));
+    }
+}
+
+#[test]
+fn transposed_convolution() {
+    let golden = golden("ops.safetensors");
+    for name in cases(&golden, "conv_transpose2d") {
+        let convolution = convolution_of(&golden, &name);
+        check(&golden, &name, &["input", "weight", "bias"], |values| {
+            on_images(values[0], |images| ops::conv_transpose2d(images, values[1], values[2], convolution))
+        });
+    }
+}
+
+#[test]
+fn normalisation_alone() {
+    let golden = golden("ops.safetensors");
+    let [mean, variance] = ["mean", "variance"].map(|key| flat(&golden[&format!("batch_norm_eval.0.{key}")]));
+    let fixed = Normalisation::Fixed { mean: &mean, variance: &variance };
+    for (name, normalisation) in [("batch_norm_train.0", Normalisation::Batch), ("batch_norm_eval.0", fixed)] {
+        check(&golden, name, &["input", "scale", "shift"], |values| {
+            on_images(values[0], |images| Ok(ops::batch_norm(images, values[1], values[2], normalisation)?.0))
+        });
+    }
+    for name in cases(&golden, "group_norm") {
+        let groups = integer(&golden, &format!("{name}.groups"));
+        check(&golden, &name, &["input", "scale", "shift"], |values| {
+            on_images(values[0], |images| ops::group_norm(images, groups, values[1], values[2], 1e-5))
+        });
+    }
+    for name in cases(&golden, "instance_block") {
+        let [rectify, pool] = ["rectified", "pooled"].map(|key| integer(&golden, &format!("{name}.{key}")) == 1);
+        check(&golden, &name, &["input", "scale", "shift"], |values| {
+            on_images(values[0], |images| ops::instance_block(images, [values[1], values[2]], 1e-5, InstanceBlock { rectify, pool }))
+        });
+    }
+}
+
+#[test]
+fn functions_of_values() {
+    let golden = golden("ops.safetensors");
+    check(&golden, "gelu.0", &["input"], |values| ops::gelu(values[0]));
+    check(&golden, "sigmoid.0", &["input"], |values| ops::sigmoid(values[0]));
+    check(&golden, "add_relu.0", &["left", "right"], |values| ops::add_relu(values[0], values[1]));
+}
+
+#[test]
+fn adaptive_pooling() {
+    let golden = golden("ops.safetensors");
+    for name in cases(&golden, "adaptive_avg_pool2d") {
+        let size = ["rows", "columns"].map(|key| integer(&golden, &format!("{name}.{key}")));
+        check(&golden, &name, &["input"], |values| on_images(values[0], |images| ops::adaptive_avg_pool2d(images, size)));
+    }
+}
+
+#[test]
+fn attention_of_tokens_as_timm_lays_them_out() {
+    let golden = golden("ops.safetensors");
+    for name in cases(&golden, "attention_of_tokens") {
+        let heads = integer(&golden, &format!("{name}.heads"));
+        check(&golden, &name, &["tokens"], |values| ops::attention_of_tokens(values[0], heads));
+    }
+}
+
+#[test]
+fn losses_with_soft_targets_smoothing_and_weights() {
+    let golden = golden("ops.safetensors");
+    for operation in ["smooth_cross_entropy", "soft_cross_entropy"] {
+        for name in cases(&golden, operation) {
+            let numbers = |key: &str| flat(&golden[&format!("{name}.{key}")]);
+            let (weights, labels) = (numbers("weights"), numbers("targets").iter().map(|&label| label as u32).collect::<Vec<_>>());
+            let targets = match operation {
+                "soft_cross_entropy" => Targets::Probabilities(&golden[&format!("{name}.targets")]),
+                _ => Targets::Labels(&labels),
+            };
+            let classes = (numbers("weighted")[0] == 1.0).then_some(&weights[..]);
+            let weighting = Weighting { smoothing: numbers("smoothing")[0], classes, samples: None };
+            check(&golden, &name, &["logits"], |values| ops::weighted_cross_entropy(values[0], targets, weighting));
+        }
+    }
+    for name in cases(&golden, "kl_divergence") {
+        let (teacher, temperature) = (&golden[&format!("{name}.teacher")], flat(&golden[&format!("{name}.temperature")])[0]);
+        check(&golden, &name, &["student"], |values| ops::kl_divergence(values[0], &teacher.to_dtype(values[0].dtype())?, temperature));
+    }
+    check(&golden, "squared_error.0", &["left", "right"], |values| ops::squared_error(values[0], values[1]));
+}
+
+#[test]
+fn gradients_of_samples() {
+    let golden = golden("ops.safetensors");
+    let [input, direction] = ["input", "direction"].map(|key| ops::channels_last(&golden[&format!("samples.{key}")]).unwrap());
+    let found = ops::conv2d_per_sample_weight_gradients(&input, &direction, (3, 2, 3, 3), Convolution { stride: 2, padding: 1 }).unwrap();
+    assert_close("gradients of samples", &flat(&found), &flat(&golden["samples.gradients"]), 1e-12);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::storage::{apply3, dtype_of, for_real, gradient_of, on_cpu, stored, values, with_values};
 use super::weight::{Target, Weight, or_none};
-use crate::matrix::{Matrix, Panels, Real, multiply, product};
+use crate::matrix::{Matrix, Panels, Real, multiply, product, product_plus};
 
 /// Rows of a column's sum that are added up on one thread.
 const ROWS_PER_BLOCK: usize = 1024;
@@ -50,10 +50,7 @@ impl CustomOp3 for Linear {
         *shape.last_mut().expect("checked before") = outputs;
         for_real!(dtype_of(s1), T => {
             let (input, weight, bias) = (values::<T>(s1, l1)?, values::<T>(s2, l2)?, values::<T>(s3, l3)?);
-            let mut result = product(Matrix::new(input, rows, inputs), Matrix::new(weight, outputs, inputs).transposed());
-            if !bias.is_empty() {
-                result.par_chunks_mut(outputs).for_each(|row| row.iter_mut().zip(bias).for_each(|(value, bias)| *value += *bias));
-            }
+            let result = product_plus(Matrix::new(input, rows, inputs), Matrix::new(weight, outputs, inputs).transposed(), bias);
             Ok((stored(result), shape.into()))
         })
     }

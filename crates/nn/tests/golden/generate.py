@@ -28,7 +28,7 @@ def record(tensors, name, arguments, output, **extra):
         if value.grad is not None:
             tensors[f"{name}.{key}.gradient"] = value.grad
     for key, value in extra.items():
-        tensors[f"{name}.{key}"] = torch.as_tensor(value)
+        tensors[f"{name}.{key}"] = torch.as_tensor(value).clone()
 
 
 def variable(*shape):
@@ -115,6 +115,7 @@ def operations():
             values.append(parameter.detach().clone())
         tensors[f"{name}.gradients"], tensors[f"{name}.values"] = gradients, torch.stack(values)
     special(tensors)
+    further(tensors)
     return tensors
 
 
@@ -162,6 +163,62 @@ def special(tensors):
         optimiser.step()
         values.append(parameter.detach().clone())
     tensors["adam_long.gradients"], tensors["adam_long.values"] = gradients, torch.stack(values)
+
+
+def further(tensors):
+    """What networks beside those of the paper are made of; last, so that the others keep their numbers."""
+    for position, shape in enumerate([(2, 3, 4), (3, 4)]):
+        arguments = {"input": variable(*shape), "weight": variable(2, 4)}
+        record(tensors, f"linear_plain.{position}", arguments, F.linear(*arguments.values()))
+    # images, inputs, outputs, height, width, kernel, stride, padding
+    for position, (n, i, o, h, w, kernel, stride, padding) in enumerate([(2, 3, 2, 3, 2, 4, 2, 1), (1, 2, 3, 2, 3, 3, 1, 1)]):
+        arguments = {"input": variable(n, i, h, w), "weight": variable(i, o, kernel, kernel), "bias": variable(o)}
+        output = F.conv_transpose2d(*arguments.values(), stride=stride, padding=padding)
+        record(tensors, f"conv_transpose2d.{position}", arguments, output, stride=stride, padding=padding)
+    for mode in ["train", "eval"]:
+        arguments = {"input": variable(3, 4, 3, 2), "scale": variable(4), "shift": variable(4)}
+        mean, var = torch.randn(4, dtype=torch.float64), torch.rand(4, dtype=torch.float64) + 0.5
+        output = F.batch_norm(arguments["input"], mean.clone(), var.clone(), arguments["scale"], arguments["shift"], training=mode == "train")
+        record(tensors, f"batch_norm_{mode}.0", arguments, output, mean=mean, variance=var)
+    for position, groups in enumerate([1, 2, 4]):
+        arguments = {"input": variable(2, 4, 3, 5), "scale": variable(4), "shift": variable(4)}
+        record(tensors, f"group_norm.{position}", arguments, F.group_norm(arguments["input"], groups, arguments["scale"], arguments["shift"]), groups=groups)
+    for position, (rectified, pooled) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)]):
+        arguments = {"input": variable(2, 3, 5, 4), "scale": variable(3), "shift": variable(3)}
+        output = F.instance_norm(arguments["input"], weight=arguments["scale"], bias=arguments["shift"])
+        output = F.relu(output) if rectified else output
+        output = F.avg_pool2d(output, 2) if pooled else output
+        record(tensors, f"instance_block.{position}", arguments, output, rectified=rectified, pooled=pooled)
+    for name, function in [("gelu", F.gelu), ("sigmoid", torch.sigmoid)]:
+        values = (torch.randn(40, dtype=torch.float64) * 4).requires_grad_()
+        record(tensors, f"{name}.0", {"input": values}, function(values))
+    arguments = {"left": variable(3, 5), "right": variable(3, 5)}
+    record(tensors, "add_relu.0", arguments, F.relu(arguments["left"] + arguments["right"]))
+    for position, (h, w, rows, columns) in enumerate([(4, 4, 1, 1), (5, 4, 2, 3), (1, 1, 7, 7), (3, 5, 4, 2)]):
+        arguments = {"input": variable(2, 2, h, w)}
+        record(tensors, f"adaptive_avg_pool2d.{position}", arguments, F.adaptive_avg_pool2d(arguments["input"], (rows, columns)), rows=rows, columns=columns)
+    for position, (n, tokens, heads, width) in enumerate([(2, 5, 3, 2), (1, 18, 1, 5)]):
+        arguments = {"tokens": variable(n, tokens, 3 * heads * width)}
+        # As timm's Attention splits and joins them.
+        queries, keys, values = arguments["tokens"].reshape(n, tokens, 3, heads, width).permute(2, 0, 3, 1, 4).unbind(0)
+        output = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).reshape(n, tokens, heads * width)
+        record(tensors, f"attention_of_tokens.{position}", arguments, output, heads=heads)
+    labels, weights = torch.tensor([0, 3, 2, 2, 1]), torch.tensor([0.5, 2.0, 1.0, 0.25], dtype=torch.float64)
+    for position, (smoothing, weighted) in enumerate([(0.0, 0), (0.1, 0), (0.0, 1), (0.1, 1)]):
+        for name, targets in [("smooth_cross_entropy", labels), ("soft_cross_entropy", torch.rand(5, 4, dtype=torch.float64).softmax(1))]:
+            logits = variable(5, 4)
+            loss = F.cross_entropy(logits, targets, weight=weights if weighted else None, label_smoothing=smoothing)
+            record(tensors, f"{name}.{position}", {"logits": logits}, loss, targets=targets, smoothing=torch.tensor(smoothing, dtype=torch.float64), weighted=weighted, weights=weights)
+    for position, temperature in enumerate([1.0, 4.0]):
+        student, teacher = variable(5, 4), torch.randn(5, 4, dtype=torch.float64)
+        loss = F.kl_div(F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1), reduction="batchmean", log_target=True)
+        record(tensors, f"kl_divergence.{position}", {"student": student}, loss * temperature**2, teacher=teacher, temperature=temperature)
+    arguments = {"left": variable(3, 4), "right": variable(3, 4)}
+    record(tensors, "squared_error.0", arguments, F.mse_loss(*arguments.values()))
+    # Each sample's gradient of a convolution's weight.
+    values, weight, direction = torch.randn(3, 2, 5, 4, dtype=torch.float64), variable(3, 2, 3, 3), torch.randn(3, 3, 3, 2, dtype=torch.float64)
+    each = [torch.autograd.grad((F.conv2d(image[None], weight, stride=2, padding=1) * by).sum(), weight)[0] for image, by in zip(values, direction)]
+    tensors |= {"samples.input": values, "samples.direction": direction, "samples.gradients": torch.stack(each)}
 
 
 def mlp(channels, size, widths, classes):
