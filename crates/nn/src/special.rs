@@ -37,7 +37,7 @@ macro_rules! gelu {
         #[inline(always)]
         pub(crate) fn $name(value: $type) -> [$type; 2] {
             const TERMS: &[$type] = &$coefficients;
-            const ROOT_OF_INVERSE_TAU: $type = 0.398_942_280_401_432_7;
+            const ROOT_OF_INVERSE_TAU: $type = 0.398_942_280_401_432_7_f64 as $type;
             let size = value.abs();
             let square = size * size;
             // What the rounding of the square took away.
