@@ -7,6 +7,7 @@
 pub mod architecture;
 pub mod augment;
 pub mod average;
+pub mod derivatives;
 pub mod evaluate;
 mod fuse;
 mod gradients;
