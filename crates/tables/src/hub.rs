@@ -1,33 +1,25 @@
-//! `hub`: a data set of the Hugging Face hub, cached where the ecosystem caches it. `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE` and `HF_TOKEN` mean
-//! what they mean elsewhere; with `HF_HUB_OFFLINE=1` only the cache is read. A revision is resolved to its commit once; that commit is read.
+//! `hub`: a data set of the Hugging Face hub, by way of [`dcu_hub`].
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::Context as _;
 use dcu_data::{Contents, Place, Selection, Share};
+use dcu_hub::{RepoType, Repository};
 use dcu_stage::Failure;
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
 use crate::parquet;
 
 /// The commit that a revision stands for now; where the hub is out of reach or not to be asked, the one that it stood for last.
 pub(crate) fn commit(place: &Place) -> anyhow::Result<Option<String>> {
-    if dcu_stage::is_looking() {
-        return Ok(cached_commit(place));
-    }
-    match current_commit(place) {
-        Ok(commit) => Ok(Some(commit)),
-        Err(error) => cached_commit(place).map(Some).ok_or(error),
-    }
+    repository(place).commit()
 }
 
 /// Downloads what is not cached of the commit, and reads it.
 pub(crate) fn read(place: &Place, selection: &Selection) -> anyhow::Result<Contents> {
-    let snapshot = cached(place).pointer_path(&place.revision);
-    let fetched = fetch(place, selection, &snapshot);
+    let repository = repository(place);
+    let snapshot = repository.snapshot();
+    let fetched = fetch(&repository, place, selection);
     // Without the hub, what was downloaded earlier serves.
     fetched.or_else(|error| if snapshot.is_dir() { Ok(()) } else { Err(error) })?;
     let folder = place.subset.as_ref().map_or_else(|| snapshot.clone(), |subset| snapshot.join(subset));
@@ -40,95 +32,27 @@ pub(crate) fn read(place: &Place, selection: &Selection) -> anyhow::Result<Conte
     Ok(Contents { name, ..contents })
 }
 
-fn is_offline() -> bool {
-    std::env::var("HF_HUB_OFFLINE").is_ok_and(|value| matches!(value.to_lowercase().as_str(), "1" | "true" | "yes" | "on"))
-}
-
-fn from_environment(name: &str) -> Option<PathBuf> {
-    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
-}
-
-/// The ecosystem's folder, by way of its cache.
-fn home() -> Cache {
-    let caches = || from_environment("XDG_CACHE_HOME").or_else(|| Some(std::env::home_dir()?.join(".cache")));
-    let folder = from_environment("HF_HOME").or_else(|| Some(caches()?.join("huggingface")));
-    Cache::new(folder.unwrap_or_else(|| std::env::temp_dir().join("huggingface")).join("hub"))
-}
-
-/// The cache that Python's library uses too.
-fn cache() -> Cache {
-    let folder = from_environment("HF_HUB_CACHE").or_else(|| from_environment("HUGGINGFACE_HUB_CACHE"));
-    folder.map_or_else(home, Cache::new)
-}
-
-/// From the environment; else from the file that `hf auth login` writes.
-fn token() -> Option<String> {
-    if from_environment("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some() {
-        return None;
+fn repository(place: &Place) -> Repository {
+    Repository {
+        kind: RepoType::Dataset,
+        name: place.repo.clone(),
+        revision: place.revision.clone(),
+        endpoint: place.endpoint.clone(),
+        remedy: "run from a local copy with `--set data.source=parquet --set data.path=FOLDER`; behind a mirror set HF_ENDPOINT, for a private set \
+                 HF_TOKEN",
     }
-    std::env::var("HF_TOKEN")
-        .ok()
-        .or_else(|| std::fs::read_to_string(from_environment("HF_TOKEN_PATH")?).ok())
-        .map(|token| token.trim().to_owned())
-        .filter(|token| !token.is_empty())
-        .or_else(|| home().token())
 }
 
-fn repository(place: &Place) -> Repo {
-    Repo::with_revision(place.repo.clone(), RepoType::Dataset, place.revision.clone())
-}
-
-fn cached(place: &Place) -> CacheRepo {
-    cache().repo(repository(place))
-}
-
-fn cached_commit(place: &Place) -> Option<String> {
-    let snapshots = cached(place).pointer_path("");
-    let reference = snapshots.parent()?.join("refs").join(&place.revision);
-    let commit = std::fs::read_to_string(reference).ok()?.trim().to_owned();
-    snapshots.join(&commit).is_dir().then_some(commit)
-}
-
-fn connect(place: &Place) -> anyhow::Result<ApiRepo> {
-    if is_offline() {
-        return Err(unreachable(place, &"HF_HUB_OFFLINE is set, so that only its cache is read, which does not hold it"));
-    }
-    let connected = || -> Result<Api, ApiError> {
-        let builder = ApiBuilder::from_cache(cache()).with_progress(false).with_retries(2).with_token(token());
-        let endpoint = place.endpoint.clone().or_else(|| std::env::var("HF_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty()));
-        match endpoint {
-            Some(endpoint) => builder.with_endpoint(endpoint.trim_end_matches('/').to_owned()),
-            None => builder,
-        }
-        .build()
-    };
-    Ok(connected().map_err(|error| unreachable(place, &error))?.repo(repository(place)))
-}
-
-fn current_commit(place: &Place) -> anyhow::Result<String> {
-    let commit = connect(place)?.info().map_err(|error| unreachable(place, &error))?.sha;
-    // It names a folder.
-    if !commit.bytes().all(|byte| byte.is_ascii_hexdigit()) || commit.len() != 40 {
-        return Err(unreachable(place, &format!("it names `{commit}` as its commit, which is none")));
-    }
-    // As Python's library does; without a cache that can be written to, the download will say so.
-    cached(place).create_ref(&commit).ok();
-    Ok(commit)
-}
-
-fn fetch(place: &Place, selection: &Selection, snapshot: &Path) -> anyhow::Result<()> {
-    let repository = connect(place)?;
-    let files = repository.info().map_err(|error| unreachable(place, &error))?.siblings;
-    let mut wanted: Vec<String> = files.into_iter().map(|file| file.rfilename).filter(|file| is_wanted(file, place, selection)).collect();
-    if wanted.is_empty() {
-        return Err(without_parquet(place));
-    }
-    // The training part comes last: an interrupted download is never taken for a data set without a test part.
-    wanted.sort_by_key(|file| (parquet::share(Path::new(file)).is_none_or(|share| share == Share::Train), file.clone()));
-    for file in wanted.iter().filter(|file| !snapshot.join(file).exists()) {
-        download(&repository, file).map_err(|error| unreachable(place, &error))?;
-    }
-    Ok(())
+fn fetch(repository: &Repository, place: &Place, selection: &Selection) -> anyhow::Result<()> {
+    let mut has_some = false;
+    repository.fetch(|files| {
+        let mut wanted: Vec<String> = files.into_iter().filter(|file| is_wanted(file, place, selection)).collect();
+        has_some = !wanted.is_empty();
+        // The training part comes last: an interrupted download is never taken for a data set without a test part.
+        wanted.sort_by_key(|file| (parquet::share(Path::new(file)).is_none_or(|share| share == Share::Train), file.clone()));
+        wanted
+    })?;
+    if has_some { Ok(()) } else { Err(without_parquet(place)) }
 }
 
 /// The repository may be a script or an archive, or have other subsets.
@@ -145,18 +69,6 @@ fn is_wanted(file: &str, place: &Place, selection: &Selection) -> bool {
     let inside = path.components().all(|component| matches!(component, Component::Normal(_)));
     let in_subset = place.subset.as_ref().is_none_or(|subset| path.starts_with(subset));
     inside && in_subset && selection.wants(parquet::share(path)) && path.extension().is_some_and(|extension| extension == "parquet")
-}
-
-/// Waits while another process downloads the same file.
-fn download(repository: &ApiRepo, file: &str) -> Result<(), ApiError> {
-    const TRIES: usize = 120;
-    for _ in 1..TRIES {
-        match repository.download(file) {
-            Err(ApiError::LockAcquisition(_)) => std::thread::sleep(Duration::from_secs(1)),
-            other => return other.map(drop),
-        }
-    }
-    repository.download(file).map(drop)
 }
 
 /// `train-00000-of-00002.parquet` alone is no data set: the download was broken off.
@@ -176,13 +88,6 @@ fn refuse_missing_shards(folder: &Path) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-fn unreachable(place: &Place, error: &dyn std::fmt::Display) -> anyhow::Error {
-    let message = format!("cannot get `{}` at `{}` from the hub: {error}", place.repo, place.revision);
-    let remedy = "run from a local copy with `--set data.source=parquet --set data.path=FOLDER`; behind a mirror set HF_ENDPOINT, for a private set \
-                  HF_TOKEN";
-    Failure::new(message, remedy).into()
 }
 
 #[cfg(test)]
