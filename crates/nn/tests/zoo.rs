@@ -176,16 +176,21 @@ fn check_trainings(place: &Place, tolerance: f64, tolerance_of_logits: f64) {
     let golden = Golden::open();
     let (mut losses, mut logits) = (Vec::new(), Vec::new());
     // Where the gradient of a weight is exactly 0, as behind dead units, Winograd's algorithm leaves about 1e-9 of rounding in f32, of which Adam makes full
-    // steps: the losses of VGG-16 without normalisation drift up to 6e-4 from PyTorch's. The composed path in f32 (2e-7) and the kernels in f64 do not.
+    // steps: VGG-16 without normalisation drifts. The composed path in f32 (2e-7) and the kernels in f64 do not, so these are held to ten times as much.
     let leaves_rounding = |name: &str, rule: &str| place.dtype == DType::F32 && rule != "sgd" && ["vgg16", "vgg16_odd"].contains(&name);
+    let mut drifting = Vec::new();
     for rule in ["sgd", "adam", "adamw"] {
-        for (name, case) in cases(&golden).into_iter().filter(|(name, _)| !leaves_rounding(name, rule)) {
+        for (name, case) in cases(&golden) {
             let [of_losses, of_logits] = train(&golden, &name, &case, rule, place);
-            losses.push((format!("{name} with {rule}"), of_losses));
+            let kept = if leaves_rounding(&name, rule) { &mut drifting } else { &mut losses };
+            kept.push((format!("{name} with {rule}"), of_losses));
             logits.push((format!("{name} after {rule}"), of_logits));
         }
     }
     hold(&format!("losses {place:?}"), losses, tolerance);
+    if !drifting.is_empty() {
+        hold(&format!("losses of Winograd's rounding {place:?}"), drifting, 10.0 * tolerance);
+    }
     hold(&format!("logits after training {place:?}"), logits, tolerance_of_logits);
 }
 
