@@ -2,15 +2,19 @@
 //!
 //! All of it is taken in modes in which a sample's logits depend on that sample alone.
 
+use std::ops::Range;
+
 use candle_core::{DType, Result, Tensor, bail};
-use rayon::prelude::*;
 
 use crate::architecture::Part;
 use crate::gradients::Gradients;
-use crate::network::{Modes, Network, Place, Trainable};
+use crate::graph::{Operation, Role, Slot};
+use crate::network::{Modes, Network, Place, Tap, Trainable};
+use crate::ops::{self, Convolution};
 
-/// Samples whose gradients are held at once where only a sum of them is asked for.
-const AT_ONCE: usize = 32;
+/// Samples whose gradients are held at once where only a sum of them is asked for, and values of one parameter's, at most.
+const AT_ONCE: usize = 128;
+const MOST_VALUES: usize = 1 << 24;
 /// How far weights are moved for a difference of gradients, of the norm of all of them: far above the rounding of f64, and so little that hardly a
 /// rectification turns over.
 const MOVE: f64 = 1e-7;
@@ -28,32 +32,77 @@ fn check_modes(network: &Network, modes: Modes) -> Result<()> {
     }
 }
 
-/// The gradient of each sample of `rows`, in their order. Each thread works on a copy of the network, as a backward pass leaves gradients in it.
-fn each(network: &Network, images: &Tensor, rows: &[usize], loss: Loss<'_>, trainable: &Trainable) -> Result<Vec<Gradients>> {
-    let of_thread = |rows: &[usize]| {
-        let network = network.duplicate()?;
-        let of_sample = |&row: &usize| {
-            let logits = network.judge(&images.narrow(0, row, 1)?, trainable)?;
-            network.backward(&loss(&logits, &[row])?, trainable)
-        };
-        rows.iter().map(of_sample).collect::<Result<Vec<_>>>()
-    };
-    let share = rows.len().div_ceil(rayon::current_num_threads()).max(1);
-    Ok(rows.par_chunks(share).map(of_thread).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+/// The number of samples, where there are some and these are modes for them.
+fn check(network: &Network, images: &Tensor, modes: Modes) -> Result<usize> {
+    check_modes(network, modes)?;
+    match images.dim(0)? {
+        0 => bail!("there are no samples to take gradients of"),
+        rows => Ok(rows),
+    }
 }
 
-/// The gradient of each sample's loss: of each parameter that is trainable, [N, ..] behind the shape of the parameter. `images` are [N, C, H, W].
+/// The gradients of what the steps with parameters gave, for the sum of the losses of these rows.
+fn tapped(network: &Network, images: &Tensor, rows: Range<usize>, loss: Loss<'_>, trainable: &Trainable) -> Result<Vec<(Tap, Tensor)>> {
+    let (logits, taps) = network.tapped(&images.narrow(0, rows.start, rows.len())?, trainable)?;
+    let of_row = |(index, row)| loss(&logits.narrow(0, index, 1)?, &[row])?.reshape(1);
+    let losses = rows.enumerate().map(of_row).collect::<Result<Vec<_>>>()?;
+    let mut collected = Tensor::cat(&losses, 0)?.sum_all()?.backward()?;
+    let of_tap = |tap: Tap| match collected.remove(&tap.offset) {
+        Some(gradient) => Ok((tap, gradient.contiguous()?)),
+        None => bail!(
+            "`{}` is to be trained, but the loss does not depend on it; train only what it depends on",
+            network.graph().steps()[tap.step].name
+        ),
+    };
+    taps.into_iter().map(of_tap).collect()
+}
+
+/// The gradient of one of a step's parameters for each sample, [N, ..] behind its shape.
+fn of_slot(network: &Network, (tap, gradient): &(Tap, Tensor), slot: &Slot) -> Result<Tensor> {
+    let step = &network.graph().steps()[tap.step];
+    let shape = [&[gradient.dim(0)?], slot.shape.as_slice()].concat();
+    let found = match (slot.role, step.operation) {
+        (Role::Weight, Operation::Convolution { stride, padding, .. }) => {
+            ops::conv2d_per_sample_weight_gradients(&tap.input, gradient, kernel(slot), Convolution { stride, padding })?
+        }
+        // It is the adjoint of the convolution from its result to its input.
+        (Role::Weight, Operation::TransposedConvolution { stride, padding, .. }) => {
+            ops::conv2d_per_sample_weight_gradients(gradient, &tap.input, kernel(slot), Convolution { stride, padding })?
+        }
+        (Role::Weight, _) => ops::linear_per_sample_weight_gradients(&tap.input, gradient)?,
+        (Role::Scale, _) => ops::per_sample_sums(&gradient.mul(&network.normalised(tap.step, &tap.input)?)?)?,
+        // The class token lies before the others, positions are added to all.
+        (Role::Embedding, _) => gradient.narrow(1, 0, slot.shape[1])?.contiguous()?,
+        _ => ops::per_sample_sums(gradient)?,
+    };
+    found.reshape(shape)
+}
+
+fn kernel(slot: &Slot) -> (usize, usize, usize, usize) {
+    (slot.shape[0], slot.shape[1], slot.shape[2], slot.shape[3])
+}
+
+/// The slots of a step that are trainable.
+fn slots<'a>(network: &'a Network, tap: &Tap, trainable: &'a Trainable) -> impl Iterator<Item = &'a Slot> {
+    network.graph().steps()[tap.step].slots.iter().filter(|slot| trainable.contains(&slot.name))
+}
+
+/// The gradient of each sample's loss: of each parameter that is trainable, [N, ..] behind the shape of the parameter. `images` are [N, C, H, W]; `loss` is
+/// asked for one row at a time.
 ///
-/// One backward pass a sample.
+/// One backward pass gives the gradients of what the steps gave, and products with what they read those of the weights. On the CPU alone.
 ///
 /// # Errors
 /// When there are no samples, a mode takes statistics of the batch or drops values, or the loss does not depend on a parameter.
 pub fn per_sample(network: &Network, images: &Tensor, loss: Loss<'_>, trainable: &Trainable, modes: Modes) -> Result<Gradients> {
-    check_modes(network, modes)?;
-    let rows: Vec<usize> = (0..images.dim(0)?).collect();
-    let all = each(network, images, &rows, loss, trainable)?;
-    let Some(first) = all.first() else { bail!("there are no samples to take gradients of") };
-    first.map(|name, _| Tensor::stack(&all.iter().filter_map(|sample| sample.get(name)).collect::<Vec<_>>(), 0))
+    let rows = check(network, images, modes)?;
+    let mut found = Vec::new();
+    for tapped in &tapped(network, images, 0..rows, loss, trainable)? {
+        for slot in slots(network, &tapped.0, trainable) {
+            found.push((slot.name.clone(), of_slot(network, tapped, slot)?));
+        }
+    }
+    Ok(found.into_iter().collect())
 }
 
 /// The sum over samples of the squares of each one's gradient, as the diagonal of the empirical Fisher information times N. Few gradients are held at
@@ -62,19 +111,35 @@ pub fn per_sample(network: &Network, images: &Tensor, loss: Loss<'_>, trainable:
 /// # Errors
 /// As [`per_sample`].
 pub fn sum_of_squares(network: &Network, images: &Tensor, loss: Loss<'_>, trainable: &Trainable, modes: Modes) -> Result<Gradients> {
-    check_modes(network, modes)?;
-    let rows: Vec<usize> = (0..images.dim(0)?).collect();
+    let rows = check(network, images, modes)?;
+    let largest = network.parameters(trainable).values().map(|parameter| parameter.elem_count()).max().unwrap_or(1);
+    let at_once = (MOST_VALUES / largest).clamp(1, AT_ONCE);
     let mut sum: Option<Gradients> = None;
-    for rows in rows.chunks(AT_ONCE) {
-        for sample in each(network, images, rows, loss, trainable)? {
-            let squares = sample.map(|_, gradient| gradient.sqr())?;
-            sum = Some(match sum {
-                Some(sum) => sum.plus(1.0, &squares)?,
-                None => squares,
-            });
+    for start in (0..rows).step_by(at_once) {
+        let mut squares = Vec::new();
+        for tapped in &tapped(network, images, start..rows.min(start + at_once), loss, trainable)? {
+            for slot in slots(network, &tapped.0, trainable) {
+                squares.push((slot.name.clone(), squares_of_slot(network, tapped, slot)?));
+            }
         }
+        let squares: Gradients = squares.into_iter().collect();
+        sum = Some(match sum {
+            Some(sum) => sum.plus(1.0, &squares)?,
+            None => squares,
+        });
     }
     sum.ok_or_else(|| candle_core::Error::msg("there are no samples to take gradients of"))
+}
+
+/// The sum over samples of the squares of what [`of_slot`] gives.
+fn squares_of_slot(network: &Network, tapped: &(Tap, Tensor), slot: &Slot) -> Result<Tensor> {
+    let (tap, gradient) = tapped;
+    if slot.role == Role::Weight && slot.shape.len() == 2 && gradient.rank() == 2 {
+        // A sample's gradient is one outer product: its square is that of the squares.
+        let transposed = |values: &Tensor| values.sqr()?.t()?.contiguous();
+        return ops::linear(&transposed(gradient)?, &transposed(&tap.input)?, None);
+    }
+    of_slot(network, tapped, slot)?.sqr()?.sum(0)
 }
 
 /// A loss of all samples as a function of the weights around where they are, in f64.

@@ -637,6 +637,45 @@ impl Network {
         })
     }
 
+    /// Takes images through the network in eval mode, one step after the other, and keeps what passes by the steps with parameters that are `trainable`: the
+    /// gradient of what a step gives is that of its [`Tap::offset`].
+    pub(crate) fn tapped(&self, images: &Tensor, trainable: &Trainable) -> Result<(Tensor, Vec<Tap>)> {
+        let (none, steps) = (Trainable::none(), self.graph.steps());
+        let mut values = self.enter(images, &(0..steps.len()))?;
+        let mut taps = Vec::new();
+        for (index, step) in steps.iter().enumerate() {
+            let piece = Piece { kernel: Kernel::Step, steps: index..index + 1 };
+            let mut output = self.compute(&values, &piece, &mut Pass::in_eval_mode(&none))?;
+            if step.slots.iter().any(|slot| trainable.contains(&slot.name)) {
+                let offset = Var::zeros(output.dims(), output.dtype(), output.device())?;
+                output = output.add(&offset)?;
+                taps.push(Tap { step: index, input: argument(&values, step.inputs[0])?.detach(), offset });
+            }
+            values.retain(|&value, _| self.graph.last_use(value) > index);
+            values.insert(index + 1, output);
+        }
+        let logits = values.remove(&steps.len()).ok_or_else(|| candle_core::Error::msg("the last step has a result"))?;
+        Ok((logits, taps))
+    }
+
+    /// What the normalisation at `step` makes of its input in eval mode before it scales and shifts.
+    pub(crate) fn normalised(&self, step: usize, input: &Tensor) -> Result<Tensor> {
+        let step = &self.graph.steps()[step];
+        let [scale, shift] = [Tensor::ones, Tensor::zeros].map(|fill| fill(step.slots[0].shape[0], self.place.dtype, &self.place.device));
+        let (scale, shift) = (scale?, shift?);
+        match step.operation {
+            Operation::BatchNorm => {
+                let [mean, variance] = self.wide(step);
+                Ok(ops::batch_norm(input, &scale, &shift, Normalisation::Fixed { mean: &mean, variance: &variance })?.0)
+            }
+            Operation::InstanceNorm => {
+                ops::instance_block(input, [&scale, &shift], BATCH_NORM_EPSILON, InstanceBlock { rectify: false, pool: false })
+            }
+            Operation::LayerNorm { epsilon } => ops::layer_norm(input, &scale, &shift, epsilon),
+            other => bail!("`{}` is no normalisation but {other:?}", step.name),
+        }
+    }
+
     /// The batch normalisations of a part, by their steps, in order.
     pub(crate) fn batch_norms(&self, part: Part) -> Vec<usize> {
         self.graph.range(part).filter(|&step| self.graph.steps()[step].operation == Operation::BatchNorm).collect()
@@ -661,6 +700,16 @@ impl Network {
         averages.mean = statistics.mean.iter().map(|&mean| rounded(mean, self.place.dtype)).collect();
         averages.variance = statistics.unbiased_variance().iter().map(|&variance| rounded(variance, self.place.dtype)).collect();
     }
+}
+
+/// What passed by a step of [`Network::tapped`].
+pub(crate) struct Tap {
+    /// The step's index.
+    pub(crate) step: usize,
+    /// The first value that it read, detached.
+    pub(crate) input: Tensor,
+    /// Zeros that were added to what it gave.
+    pub(crate) offset: Var,
 }
 
 impl<'a> Pass<'a> {
