@@ -20,6 +20,8 @@ pub(crate) enum Kernel {
         /// Whether means are taken.
         pool: bool,
     },
+    /// Two fully connected layers with a GELU between them.
+    Perceptron,
     /// A sum and its rectification.
     AddRelu,
     /// One step.
@@ -74,6 +76,7 @@ fn longest_kernel(operations: &[Operation]) -> (Kernel, usize) {
         }
         [Operation::InstanceNorm, Operation::Relu, Operation::AveragePool(HALVES), ..] => (Kernel::InstanceBlock { pool: true }, 3),
         [Operation::InstanceNorm, Operation::Relu, ..] => (Kernel::InstanceBlock { pool: false }, 2),
+        [Operation::Linear { .. }, Operation::Gelu, Operation::Linear { .. }, ..] => (Kernel::Perceptron, 3),
         [Operation::Add, Operation::Relu, ..] => (Kernel::AddRelu, 2),
         _ => (Kernel::Step, 1),
     }
@@ -103,7 +106,9 @@ mod tests {
         assert_eq!(count(|kernel| matches!(kernel, Kernel::AddRelu)), 8);
         assert_eq!(count(|kernel| matches!(kernel, Kernel::Step)), 3);
         assert_eq!(kernels(Family::Convnet3, None)[1], (Kernel::InstanceBlock { pool: true }, 3));
-        assert!(kernels(Family::VitTiny, None).iter().all(|found| *found == single));
+        let found = kernels(Family::VitTiny, None);
+        assert!(found.iter().all(|found| [single, (Kernel::Perceptron, 3)].contains(found)));
+        assert_eq!(found.iter().filter(|found| **found != single).count(), 12);
     }
 
     #[test]

@@ -59,6 +59,11 @@ impl<'a, T> Matrix<'a, T> {
         Self { rows: self.columns, columns: self.rows, row_stride: self.column_stride, column_stride: self.row_stride, ..self }
     }
 
+    /// The values as they lie.
+    pub(crate) fn values(self) -> &'a [T] {
+        self.values
+    }
+
     /// The values row by row. They are gathered in square blocks, so that each line of memory is read once.
     fn by_row(self) -> Vec<T>
     where

@@ -570,6 +570,15 @@ impl Network {
                 let [scale, shift] = [0, 1].map(|slot| self.parameter(step, slot, trainable));
                 run!(instance_block(&input, [&scale, &shift], BATCH_NORM_EPSILON, InstanceBlock { rectify: true, pool }))
             }
+            (Kernel::Perceptron, _) => {
+                let layers = [step, &steps[2]];
+                let parameters = layers.map(|step| [0, 1].map(|slot| self.parameter(step, slot, trainable)));
+                let weight = |layer: usize| {
+                    let name = &layers[layer].slots[0].name;
+                    Weight::new(&parameters[layer][0], self.deposits.get(name).filter(|_| trainable.contains(name)))
+                };
+                run!(linear_gelu_linear(&input, [weight(0), weight(1)], [&parameters[0][1], &parameters[1][1]]))
+            }
             (Kernel::AddRelu, _) => run!(add_relu(&input, &argument(values, step.inputs[1])?)),
             (Kernel::Step, Operation::Convolution { stride, padding, .. }) => {
                 let (weight, bias) = (self.parameter(step, 0, trainable), self.bias(step, trainable)?);

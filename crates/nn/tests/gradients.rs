@@ -415,6 +415,47 @@ fn deposits_take_the_gradients_of_weights() {
     }
 }
 
+/// Two layers in one, with deposits and without, against the composed path.
+#[test]
+fn two_layers_with_a_gelu_between() {
+    let [input, first, second, bias, other] =
+        [("input", [2, 50, 5].as_slice()), ("first", &[7, 5]), ("second", &[3, 7]), ("bias", &[7]), ("other", &[3])]
+            .map(|(name, shape)| Var::from_tensor(&(random(name, shape) * 2.0).unwrap()).unwrap());
+    let direction = random("direction", &[2, 50, 3]);
+    let backward = |output: Tensor| (output * &direction).and_then(|product| product.sum_all()?.backward()).unwrap();
+    let collected = |gradients: &candle_core::backprop::GradStore| {
+        [&input, &bias, &other].map(|argument| gradients.get(argument).cloned().unwrap_or_else(|| argument.zeros_like().unwrap()))
+    };
+    let weights = [&first, &second].map(Weight::from);
+    let expected = ops::composed::linear_gelu_linear(&input, weights, [&bias, &other]).unwrap();
+    let gradients = backward(expected.clone());
+    let of_weights = [&first, &second].map(|weight| gradients.get(weight).unwrap().clone());
+    for is_deposited in [true, false] {
+        let deposits = [ops::Deposit::default(), ops::Deposit::default()];
+        let [one, two] = &deposits;
+        let weights = if is_deposited { [Weight::new(&first, Some(one)), Weight::new(&second, Some(two))] } else { weights };
+        let output = ops::linear_gelu_linear(&input, weights, [&bias, &other]).unwrap();
+        assert_same("output", &output, &expected);
+        let found = backward(output.clone());
+        for (found, expected) in collected(&found).iter().zip(collected(&gradients)) {
+            assert_same("argument", found, &expected);
+        }
+        for ((deposit, weight), expected) in deposits.iter().zip([&first, &second]).zip(&of_weights) {
+            assert_same("weight", &deposit.take().unwrap_or_else(|| found.get(weight).unwrap().clone()), expected);
+            assert!(!is_deposited || found.get(weight).is_none());
+        }
+        // A second backward pass finds nothing left of the forward pass, and gives the same.
+        assert_same("input", backward(output).get(&input).unwrap(), gradients.get(&input).unwrap());
+        // Weights that stay: no gradient is left.
+        deposits.iter().for_each(|deposit| drop(deposit.take()));
+        let detached = [&first, &second].map(|weight| weight.as_detached_tensor());
+        let output = ops::linear_gelu_linear(&input, detached.each_ref().map(Weight::from), [&bias, &other]).unwrap();
+        assert_same("input", backward(output).get(&input).unwrap(), gradients.get(&input).unwrap());
+    }
+    let error = ops::linear_gelu_linear(&input, [&second, &first].map(Weight::from), [&bias, &other]).unwrap_err().to_string();
+    assert!(error.contains("do not take 5 inputs"), "{error}");
+}
+
 /// Those of one sample after the other sum up to that of the batch.
 #[test]
 fn gradients_of_samples_are_those_of_batches_of_one() {

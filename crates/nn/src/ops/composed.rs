@@ -220,6 +220,14 @@ pub fn linear<'a, 'b>(input: &Tensor, weight: impl Into<Weight<'a>>, bias: impl 
     bias.into().map_or(Ok(result.clone()), |bias| result.broadcast_add(bias))
 }
 
+/// As [`super::linear_gelu_linear`].
+///
+/// # Errors
+/// When the shapes do not fit.
+pub fn linear_gelu_linear(input: &Tensor, [first, second]: [Weight<'_>; 2], biases: [&Tensor; 2]) -> Result<Tensor> {
+    linear(&gelu(&linear(input, first, biases[0])?)?, second, biases[1])
+}
+
 /// As [`super::cross_entropy`].
 ///
 /// # Errors

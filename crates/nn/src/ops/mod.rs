@@ -19,6 +19,7 @@ mod layout;
 mod linear;
 mod loss;
 mod norm;
+mod perceptron;
 mod pool;
 mod storage;
 mod types;
@@ -35,6 +36,7 @@ pub use layout::{channels_first, channels_last};
 pub use linear::{linear, linear_per_sample_weight_gradients, per_sample_sums};
 pub use loss::{cross_entropy, cross_entropy_per_sample, kl_divergence, soft_cross_entropy, squared_error, weighted_cross_entropy};
 pub use norm::layer_norm;
+pub use perceptron::linear_gelu_linear;
 pub use pool::{adaptive_avg_pool2d, avg_pool2d, max_pool2d};
 pub use types::{
     BATCH_NORM_EPSILON, Block, Convolution, FrozenBlock, InstanceBlock, Normalisation, Pooling, Statistics, Targets, Weighting,
