@@ -60,6 +60,7 @@ fn panels<T: Real>(matrix: Matrix<'_, T>, [inner, columns]: [usize; 2]) -> Vec<T
     values
 }
 
+#[inline(always)]
 fn add_row<T: Real>(values: &mut [T], row: &[T]) {
     values.chunks_exact_mut(row.len()).for_each(|values| values.iter_mut().zip(row).for_each(|(value, &added)| *value += added));
 }
@@ -92,10 +93,10 @@ impl CustomOp3 for Perceptron {
             tasks.for_each_init(Vec::new, |activated: &mut Vec<T>, ((between, output), input)| {
                 let rows = input.len() / inputs;
                 multiply(Matrix::new(input, rows, inputs), first, between, false);
+                activated.resize(between.len(), T::default());
                 vectorised(#[inline(always)] || {
                     add_row(between, biases[0]);
-                    activated.clear();
-                    activated.extend(between.iter().map(#[inline(always)] |value| value.gelu()[0]));
+                    activated.iter_mut().zip(between.iter()).for_each(|(activated, value)| *activated = value.gelu()[0]);
                 });
                 multiply(Matrix::new(activated, rows, hidden), second, output, false);
                 vectorised(#[inline(always)] || add_row(output, biases[1]));
