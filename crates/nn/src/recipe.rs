@@ -135,7 +135,6 @@ impl Preset {
             Self::Paper => paper,
             Self::Quick => Recipe {
                 epochs: 16,
-                batch: 128,
                 lr: 0.1,
                 optimiser: OptimiserName::Sgd,
                 nesterov: true,

@@ -8,7 +8,8 @@ use candle_core::DType;
 use dcu_artifact::Tensor as Stored;
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
-use dcu_nn::{Architecture, Mode, Network, Part, Place, Tensor, Trainable, network, ops};
+use dcu_nn::train::{self, Phase, Prepared};
+use dcu_nn::{Architecture, Mode, Network, Part, Place, Samples, Tensor, Trainable, network, ops};
 use golden::{Golden, State, apart, flat, samples, state_of, units};
 use serde::Deserialize;
 
@@ -235,6 +236,37 @@ fn networks_start_as_those_of_torchvision_and_timm() {
             assert!((deviation / expected - 1.0).abs() <= 5.0 / (2.0 * count).sqrt(), "{family} {name}: {deviation}, not {expected}");
             let is_tailed = largest > 2.5 * expected;
             assert!(count < 1000.0 || is_tailed == (kind == "normal"), "{family} {name} is not {kind}: {largest} at most");
+        }
+    }
+}
+
+/// In the modes of modular unlearning, with the passes that it makes over each part.
+#[test]
+fn training_one_part_leaves_the_others_as_they_were() {
+    let streams = Streams::new(1, "test");
+    for (name, case) in cases(&Golden::open()) {
+        let (images, labels) = samples(&name, case.draw, IMAGES, &case.architecture);
+        let array = dcu_artifact::Array::new(images.dims().to_vec(), flat(&images).into_iter().map(|value| value as f32).collect());
+        let samples = Samples::of_values(array, labels).unwrap();
+        for part in Part::ALL {
+            let mut network = golden::network(&name, &case.architecture, &case.state, &Place::default()).unwrap();
+            let before = network.to_tensors().unwrap();
+            let trainable = Trainable::parts(network.graph(), &[part]);
+            let phase = Phase { trainable: &trainable, modes: network::corrected(part), batch: BATCH, streams: &streams, purpose: "test" };
+            let prepared = Prepared::new(&network, &samples, phase).unwrap();
+            let mut optimiser = Optimiser::new(Rule::Adam { weight_decay: 0.0 });
+            if network.parameters(&trainable).is_empty() {
+                // The beginning and the intermediate of `patches` have nothing to train.
+                assert!(case.architecture.family == dcu_nn::Family::Patches && part != Part::Final, "{name}");
+                continue;
+            }
+            train::epoch(&mut network, &prepared, phase, 0, &mut optimiser, 1e-3).unwrap();
+            let graph = network.graph();
+            let own: BTreeSet<&str> =
+                graph.steps()[graph.range(part)].iter().flat_map(|step| &step.slots).map(|slot| slot.name.as_str()).collect();
+            let moved: Vec<String> =
+                network.to_tensors().unwrap().into_iter().filter(|(key, tensor)| before[key] != *tensor).map(|(key, _)| key).collect();
+            assert!(!moved.is_empty() && moved.iter().all(|key| own.contains(key.as_str())), "{name} {part:?}: {moved:?}");
         }
     }
 }

@@ -198,7 +198,7 @@ impl<H: Hub> Method for Import<H> {
         }
         model::check_tensors(&architecture, &tensors).map_err(|reason| {
             let message = format!("`{name}` does not fit the network:\n  {reason}");
-            let remedy = "give the `model`, `widths` and `hidden` of the network that was saved, and rename its tensors where they are called otherwise: \
+            let remedy = "give the `model` and the sizes of the network that was saved (`widths`, `hidden`, `stem`, `depth`, `patch`), and rename its tensors where they are called otherwise: \
                           `cargo xtask list train/import` says the names under `model`";
             Failure::new(message, remedy)
         })?;
