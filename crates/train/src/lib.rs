@@ -1,4 +1,4 @@
-//! The training stages: a model from scratch, one from outside, and the offline phase that prepares it for modular unlearning.
+//! The training stages: a model from scratch, many that each leave a part of the data out, one from outside, and the offline phase that prepares it for modular unlearning.
 
 mod hub;
 mod methods;
@@ -12,5 +12,10 @@ pub use methods::import::Import;
 #[must_use]
 pub fn methods() -> Vec<dcu_stage::Entry> {
     use dcu_stage::entry;
-    vec![entry::<methods::fit::Fit>(), entry::<Import<hub::Without>>(), entry::<methods::offline::Offline>()]
+    vec![
+        entry::<methods::fit::Fit>(),
+        entry::<methods::ensemble::Ensemble>(),
+        entry::<Import<hub::Without>>(),
+        entry::<methods::offline::Offline>(),
+    ]
 }

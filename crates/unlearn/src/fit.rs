@@ -30,6 +30,19 @@ fn validation(context: &mut Context, base: &Model, retain: &Samples) -> anyhow::
     Ok(train::validation_samples(&test, &holdout, Some(retain.labels()))?)
 }
 
+/// A recipe with so many epochs, where they are given.
+///
+/// # Errors
+/// When the recipe does not work with these.
+pub(crate) fn cut_short(recipe: &Recipe, epochs: Option<usize>) -> anyhow::Result<Recipe> {
+    let recipe = Recipe { epochs: epochs.unwrap_or(recipe.epochs), ..recipe.clone() };
+    recipe.check().map_err(|(_, message)| {
+        let message = format!("with the given `epochs` the model's recipe does not work: {message}");
+        Failure::new(message, "give more `epochs`, or none for those of the model's training")
+    })?;
+    Ok(recipe)
+}
+
 /// Trains `network` on the retain set by `recipe`, with checkpoints.
 ///
 /// # Errors

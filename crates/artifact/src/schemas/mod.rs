@@ -3,6 +3,7 @@
 mod buckets;
 mod condensed;
 mod dataset;
+mod ensemble;
 mod holdout;
 mod metrics;
 mod model;
@@ -19,6 +20,7 @@ use serde_json::Value;
 pub use buckets::Buckets;
 pub use condensed::{Condensed, Members};
 pub use dataset::{Dataset, DatasetFacts, Normalisation};
+pub use ensemble::{Ensemble, EnsembleFacts};
 pub use holdout::Holdout;
 pub use metrics::{Definition, Metrics};
 pub use model::{Model, ModelFacts};
@@ -43,8 +45,17 @@ pub trait Payload: Sized {
     fn from_content(content: Content) -> Result<Self, String>;
 }
 
-const NEWEST: [(&str, u32); 8] =
-    [("buckets", 1), ("condensed", 1), ("dataset", 1), ("holdout", 1), ("metrics", 1), ("model", 1), ("reduced", 1), ("request", 1)];
+const NEWEST: [(&str, u32); 9] = [
+    ("buckets", 1),
+    ("condensed", 1),
+    ("dataset", 1),
+    ("ensemble", 1),
+    ("holdout", 1),
+    ("metrics", 1),
+    ("model", 1),
+    ("reduced", 1),
+    ("request", 1),
+];
 
 /// Whether this release reads the schema, given as `name/version`.
 #[must_use]
@@ -66,6 +77,7 @@ pub(crate) fn check_content(content: Content) -> Result<(), String> {
         Buckets::SCHEMA => Buckets::from_content(content).map(drop),
         Condensed::SCHEMA => Condensed::from_content(content).map(drop),
         Dataset::SCHEMA => Dataset::from_content(content).map(drop),
+        Ensemble::SCHEMA => Ensemble::from_content(content).map(drop),
         Holdout::SCHEMA => Holdout::from_content(content).map(drop),
         Metrics::SCHEMA => Metrics::from_content(content).map(drop),
         Model::SCHEMA => Model::from_content(content).map(drop),

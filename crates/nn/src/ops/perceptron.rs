@@ -23,8 +23,16 @@ const ROWS: usize = 48;
 pub fn linear_gelu_linear(input: &Tensor, weights: [Weight<'_>; 2], biases: [&Tensor; 2]) -> Result<Tensor> {
     let inputs = input.dims().last().copied().unwrap_or(0);
     let ((hidden, columns), (outputs, inner)) = (weights[0].tensor().dims2()?, weights[1].tensor().dims2()?);
-    if inputs != columns || inner != hidden || biases[0].dims() != [hidden] || biases[1].dims() != [outputs] || inputs * hidden * outputs == 0 {
-        bail!("layers of {columns} to {hidden} and {inner} to {outputs} do not take {inputs} inputs and biases {:?}", biases.map(Tensor::dims));
+    if inputs != columns
+        || inner != hidden
+        || biases[0].dims() != [hidden]
+        || biases[1].dims() != [outputs]
+        || inputs * hidden * outputs == 0
+    {
+        bail!(
+            "layers of {columns} to {hidden} and {inner} to {outputs} do not take {inputs} inputs and biases {:?}",
+            biases.map(Tensor::dims)
+        );
     }
     let arguments = [weights[0].argument(&[input, biases[0], biases[1]])?, weights[1].argument(&[input, biases[0], biases[1]])?];
     if arguments.iter().any(|(weight, _)| weight.track_op()) {
@@ -35,7 +43,10 @@ pub fn linear_gelu_linear(input: &Tensor, weights: [Weight<'_>; 2], biases: [&Te
     let [(first, of_first), (second, of_second)] = arguments;
     let tensors = [first.detach(), second.detach()];
     let is_traced = [input, biases[0], biases[1]].iter().any(|argument| argument.track_op());
-    apply3([input, biases[0], biases[1]], Perceptron { weights: tensors, targets: [of_first, of_second], is_traced, hidden: Mutex::new(None) })
+    apply3(
+        [input, biases[0], biases[1]],
+        Perceptron { weights: tensors, targets: [of_first, of_second], is_traced, hidden: Mutex::new(None) },
+    )
 }
 
 struct Perceptron {

@@ -66,7 +66,7 @@ impl Method for Fit {
 }
 
 /// The validation samples, for a recipe that needs them.
-fn validation(context: &mut Context, dataset: &Dataset) -> anyhow::Result<Samples> {
+pub(super) fn validation(context: &mut Context, dataset: &Dataset) -> anyhow::Result<Samples> {
     let (test, holdout) = (context.read_optional::<Dataset>("test")?, context.read_optional::<Holdout>("holdout")?);
     let (Some(test), Some(holdout)) = (test, holdout) else {
         let message = "with `patience` or `keep: best` the training needs validation samples, and so the inputs `test` and `holdout`";

@@ -1,5 +1,6 @@
 //! One file a method.
 
+pub(crate) mod ensemble;
 pub(crate) mod fit;
 pub(crate) mod import;
 pub(crate) mod offline;

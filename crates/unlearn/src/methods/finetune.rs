@@ -1,14 +1,14 @@
 //! `unlearn/finetune`: training goes on without the forget set, in the hope that it fades (also called catastrophic forgetting).
 
-use dcu_artifact::{Dataset, Holdout, Model, Reduced, Request};
+use dcu_artifact::{Dataset, Ensemble, Holdout, Model, Reduced, Request};
 use dcu_nn::model;
 use dcu_nn::recipe::Recipe;
 use dcu_nn::rng::Streams;
-use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
+use dcu_stage::{Context, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::fit::{fit, retain_set};
+use crate::fit::{cut_short, fit, retain_set};
 
 pub(crate) struct Finetune;
 
@@ -31,6 +31,7 @@ impl Method for Finetune {
         Input::one::<Dataset>("dataset"),
         Input::one::<Request>("request"),
         Input::unused::<Reduced>("reduced"),
+        Input::unused::<Ensemble>("ensemble"),
         Input::optional::<Dataset>("test"),
         Input::optional::<Holdout>("holdout"),
     ];
@@ -49,12 +50,7 @@ impl Method for Finetune {
         let base: Model = context.read("model")?;
         let retain = retain_set(context, &base)?;
         let trained_by = model::recipe(&base)?;
-        let recipe =
-            Recipe { epochs: parameters.epochs.unwrap_or(trained_by.epochs), lr: parameters.lr.unwrap_or(trained_by.lr), ..trained_by };
-        recipe.check().map_err(|(_, message)| {
-            let message = format!("with the given `epochs` the model's recipe does not work: {message}");
-            Failure::new(message, "give more `epochs`, or none for those of the model's training")
-        })?;
+        let recipe = Recipe { lr: parameters.lr.unwrap_or(trained_by.lr), ..cut_short(&trained_by, parameters.epochs)? };
         let streams = Streams::new(context.seed(), "unlearn/finetune");
         let network = fit(model::to_network(&base)?, &base, &retain, &recipe, streams, context)?;
         context.write("model", &model::with_facts_of(&network, &base)?)

@@ -2,6 +2,8 @@
 
 pub(crate) mod finetune;
 pub(crate) mod modular;
+pub(crate) mod oracle;
+pub(crate) mod random_label;
 pub(crate) mod retrain;
 
 #[cfg(test)]
@@ -18,13 +20,20 @@ mod tests {
         };
         let common = [
             ("dataset", "dataset/1"),
+            ("ensemble", "ensemble/1"),
             ("holdout", "holdout/1"),
             ("model", "model/1"),
             ("reduced", "reduced/1"),
             ("request", "request/1"),
             ("test", "dataset/1"),
         ];
-        for inputs in [super::finetune::Finetune::INPUTS, super::modular::Modular::INPUTS, super::retrain::Retrain::INPUTS] {
+        for inputs in [
+            super::finetune::Finetune::INPUTS,
+            super::modular::Modular::INPUTS,
+            super::oracle::Match::INPUTS,
+            super::random_label::RandomLabel::INPUTS,
+            super::retrain::Retrain::INPUTS,
+        ] {
             assert_eq!(wires(inputs), common);
         }
     }

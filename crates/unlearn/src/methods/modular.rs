@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use dcu_artifact::{Dataset, Holdout, Model, Reduced, Request};
+use dcu_artifact::{Dataset, Ensemble, Holdout, Model, Reduced, Request};
 use dcu_nn::network::{self, Mode, ModeRule, Modes};
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
@@ -122,6 +122,7 @@ impl Method for Modular {
         Input::unused::<Dataset>("dataset"),
         Input::unused::<Request>("request"),
         Input::one::<Reduced>("reduced"),
+        Input::unused::<Ensemble>("ensemble"),
         Input::one::<Dataset>("test"),
         Input::one::<Holdout>("holdout"),
     ];
