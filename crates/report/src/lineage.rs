@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context as _;
-use dcu_artifact::{Holdout, Metrics, Payload as _, Role, role_of};
+use dcu_artifact::{Holdout, Metrics, Model, Payload as _, Role, role_of};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -50,6 +50,8 @@ pub(crate) struct Phases {
     pub(crate) cluster: f64,
     pub(crate) offline: f64,
     pub(crate) condense: f64,
+    /// What else is prepared before any request.
+    pub(crate) prepare: f64,
     pub(crate) request: f64,
     pub(crate) reduce: f64,
     /// The unlearning stage itself; 0 for a model that has forgotten nothing.
@@ -59,7 +61,7 @@ pub(crate) struct Phases {
 impl Phases {
     /// Paid once, for all requests.
     pub(crate) fn once(self) -> f64 {
-        self.cluster + self.offline + self.condense
+        self.cluster + self.offline + self.condense + self.prepare
     }
 
     /// Paid for each request.
@@ -110,18 +112,20 @@ impl Lineage {
         found
     }
 
-    /// What a model cost, phase by phase.
+    /// What a model cost, phase by phase. What depends on the request is paid for each; the rest once, but for the data and the original model, which
+    /// are there without any thought of forgetting.
     pub(crate) fn phases(&self, model: &Instance) -> Phases {
         let mut phases = Phases::default();
         for ancestor in self.ancestors(model) {
             let seconds = ancestor.seconds.total;
             match ancestor.uses.as_str() {
-                "condense/cluster" => phases.cluster += seconds,
-                "condense/reduce" => phases.reduce += seconds,
-                "train/offline" => phases.offline += seconds,
                 _ if ancestor.asks() => phases.request += seconds,
+                _ if self.knows_request(ancestor) => phases.reduce += seconds,
+                _ if ancestor.only_chooses_samples() || self.is_original(ancestor) => {}
+                "condense/cluster" => phases.cluster += seconds,
+                "train/offline" => phases.offline += seconds,
                 other if other.starts_with("condense/") => phases.condense += seconds,
-                _ => {}
+                _ => phases.prepare += seconds,
             }
         }
         if model.forgets() {
@@ -130,14 +134,23 @@ impl Lineage {
         phases
     }
 
+    /// Whether a stage has the request behind it, or is one.
+    fn knows_request(&self, instance: &Instance) -> bool {
+        instance.asks() || self.ancestors(instance).into_iter().any(Instance::asks)
+    }
+
+    /// Whether a stage makes a model that has no other behind it.
+    fn is_original(&self, instance: &Instance) -> bool {
+        instance.makes_model() && !self.ancestors(instance).into_iter().any(Instance::makes_model)
+    }
+
     /// The stages behind a model that learned from the training set without knowing of the request: what they learned from the
     /// forgotten data is still in it. None are behind a retraining, which takes the recipe of the model that it is given and not its weights.
     pub(crate) fn learned_before_the_request<'a>(&'a self, model: &'a Instance) -> Vec<&'a str> {
         if model.uses == "unlearn/retrain" {
             return Vec::new();
         }
-        let knows_request = |instance: &Instance| instance.asks() || self.ancestors(instance).into_iter().any(Instance::asks);
-        let learned = |instance: &&Instance| !instance.only_chooses_samples() && !knows_request(instance);
+        let learned = |instance: &&Instance| !instance.only_chooses_samples() && !self.knows_request(instance);
         let mut stages: Vec<&str> = self.ancestors(model).into_iter().filter(learned).map(|instance| instance.stage.as_str()).collect();
         stages.dedup();
         stages
@@ -163,6 +176,11 @@ impl Instance {
         !self.outputs.is_empty() && self.outputs.values().all(is_choice)
     }
 
+    /// Whether it trains a network, or takes one over.
+    fn makes_model(&self) -> bool {
+        self.outputs.values().any(|output| output.schema == Model::SCHEMA)
+    }
+
     /// Whether this stage took a forget set out of a model.
     pub(crate) fn forgets(&self) -> bool {
         self.uses.starts_with("unlearn/")
@@ -181,6 +199,7 @@ mod tests {
             let outputs = match name {
                 "data" => json!({ "train": { "schema": "dataset/1", "digest": "d" } }),
                 "request" => json!({ "request": { "schema": "request/1", "digest": "r" } }),
+                "base" | "offline" | "modular" | "retrain" | "match" => json!({ "model": { "schema": "model/1", "digest": "m" } }),
                 _ => json!({}),
             };
             json!({ "stage": name, "instance": name, "uses": uses, "label": name, "seed": 1, "coordinates": {}, "seconds": { "total": seconds },
@@ -195,6 +214,8 @@ mod tests {
             instance("request", "tables/request", 0.1, json!({ "dataset": ["data"] })),
             instance("reduced", "condense/reduce", 0.2, json!({ "request": ["request"], "condensed": ["condensed"], "buckets": ["buckets"] })),
             instance("modular", "unlearn/modular", 8.0, json!({ "model": ["offline"], "reduced": ["reduced"] })),
+            instance("folds", "train/ensemble", 90.0, json!({ "model": ["base"], "dataset": ["data"] })),
+            instance("match", "unlearn/match", 3.0, json!({ "model": ["base"], "request": ["request"], "ensemble": ["folds"] })),
             instance("retrain", "unlearn/retrain", 40.0, json!({ "model": ["base"], "dataset": ["data"], "request": ["request"] })),
         ] })).unwrap()
     }
@@ -203,10 +224,12 @@ mod tests {
     fn each_phase_is_counted_once() {
         let lineage = lineage();
         let phases = lineage.phases(lineage.named("modular").unwrap());
-        assert_eq!(phases, Phases { cluster: 1.0, offline: 2.0, condense: 4.0, request: 0.1, reduce: 0.2, unlearn: 8.0 });
+        assert_eq!(phases, Phases { cluster: 1.0, offline: 2.0, condense: 4.0, prepare: 0.0, request: 0.1, reduce: 0.2, unlearn: 8.0 });
         assert!((phases.once() - 7.0).abs() < 1e-12 && (phases.each_request() - 8.3).abs() < 1e-12);
         let retrain = lineage.phases(lineage.named("retrain").unwrap());
         assert_eq!((retrain.once(), retrain.unlearn), (0.0, 40.0));
+        let matched = lineage.phases(lineage.named("match").unwrap());
+        assert_eq!((matched.once(), matched.prepare, matched.each_request()), (90.0, 90.0, 3.1));
         assert_eq!(lineage.phases(lineage.named("base").unwrap()), Phases::default());
     }
 

@@ -165,16 +165,17 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 
 fn mean_phases(runs: &[&Judged<'_>]) -> Phases {
     let average = |pick: PickPhase| mean(runs.iter().map(|run| pick(run.phases))).unwrap_or(0.0);
-    let [cluster, offline, condense, request, reduce, unlearn] = PHASES.map(|(_, pick)| average(pick));
-    Phases { cluster, offline, condense, request, reduce, unlearn }
+    let [cluster, offline, condense, prepare, request, reduce, unlearn] = PHASES.map(|(_, pick)| average(pick));
+    Phases { cluster, offline, condense, prepare, request, reduce, unlearn }
 }
 
 pub(crate) type PickPhase = fn(Phases) -> f64;
 
-pub(crate) const PHASES: [(&str, PickPhase); 6] = [
+pub(crate) const PHASES: [(&str, PickPhase); 7] = [
     ("cluster_seconds", |phases| phases.cluster),
     ("offline_seconds", |phases| phases.offline),
     ("condense_seconds", |phases| phases.condense),
+    ("prepare_seconds", |phases| phases.prepare),
     ("request_seconds", |phases| phases.request),
     ("reduce_seconds", |phases| phases.reduce),
     ("unlearn_seconds", |phases| phases.unlearn),
@@ -260,9 +261,10 @@ pub(crate) mod tests {
                                    "seconds": { "total": seconds }, "inputs": inputs, "outputs": outputs }));
         };
         let none = || json!({});
+        let model = || json!({ "model": { "schema": "model/1", "digest": "f".repeat(64) } });
         let data = json!({ "train": { "schema": "dataset/1", "digest": "d".repeat(64) } });
         add("data", "data", "data/load", "load", None, 9.0, none(), none(), data);
-        add("base", "base", "train/fit", "original", None, 30.0, none(), json!({ "dataset": ["data"] }), none());
+        add("base", "base", "train/fit", "original", None, 30.0, none(), json!({ "dataset": ["data"] }), model());
         add("offline", "offline", "train/offline", "offline", None, 4.0, none(), json!({ "dataset": ["data"], "model": ["base"] }), none());
         let request = json!({ "request": { "schema": "request/1", "digest": "e".repeat(64) } });
         add("request", "request", "data/request", "request", None, 0.5, none(), json!({ "dataset": ["data"] }), request);
@@ -362,7 +364,7 @@ pub(crate) mod tests {
 
     #[test]
     fn break_even_follows_its_definition() {
-        let phases = Phases { cluster: 1.0, offline: 2.0, condense: 3.0, request: 0.5, reduce: 0.5, unlearn: 1.0 };
+        let phases = Phases { cluster: 1.0, offline: 2.0, condense: 3.0, request: 0.5, reduce: 0.5, unlearn: 1.0, ..Phases::default() };
         assert!(matches!(break_even(phases, Some(5.0)), Some(BreakEven::Requests(requests)) if (requests - 2.0).abs() < 1e-12));
         assert!(matches!(break_even(phases, Some(2.0)), Some(BreakEven::Never)));
         assert!(break_even(Phases { unlearn: 1.0, ..Phases::default() }, Some(5.0)).is_none());

@@ -124,7 +124,7 @@ impl<'a> Report<'a> {
         notes.push(self.attack());
         if self.rows.iter().any(|row| row.phases.once() > 0.0) {
             notes.push(
-                "once: clustering, offline phase and condensation. request: request, reduced set and unlearning. break-even: once / (what retraining costs for a \
+                "once: what does not depend on the request, but for data and the original model. request: what does. break-even: once / (what retraining costs for a \
                  request - what the method does), the requests after which the former has paid for itself."
                     .to_owned(),
             );
