@@ -10,8 +10,8 @@ fn quickstart() -> Project {
 fn quickstart_forgets_what_it_learned_and_only_pays_for_what_changed() {
     let project = quickstart();
     let first = project.xtask("run", &["--threads", "2"]).success();
-    assert_eq!(first.ran().len(), 20, "{}", first.stderr);
-    assert!(first.stdout.contains("ran 20 of 20 stages"), "{}", first.stdout);
+    assert_eq!(first.ran().len(), 23, "{}", first.stderr);
+    assert!(first.stdout.contains("ran 23 of 23 stages"), "{}", first.stdout);
 
     // The wrong labels are learned by heart, retraining does not know them, and modular unlearning lies between.
     let rows = project.metrics(&[]);
@@ -23,8 +23,10 @@ fn quickstart_forgets_what_it_learned_and_only_pays_for_what_changed() {
     let between = score("retrain", "forget_accuracy")..=score("original", "forget_accuracy");
     assert!(between.contains(&score("modular", "forget_accuracy")), "{between:?}");
     assert!(score("modular", "forget_original_accuracy") > score("original", "forget_original_accuracy") + 0.3);
+    assert!(score("match", "forget_accuracy") < score("modular", "forget_accuracy"));
+    assert!(score("match", "test_accuracy") > score("modular", "test_accuracy"));
     assert!(score("modular", "interclass_confusion") < score("original", "interclass_confusion"));
-    for method in ["original", "modular", "finetune", "retrain"] {
+    for method in ["original", "modular", "match", "finetune", "retrain"] {
         let row = row(&rows, method);
         assert_eq!((row["pipeline"].as_str(), row["seed"].as_u64()), (Some("quickstart"), Some(42)));
         for name in ["retain_accuracy", "forget_accuracy", "test_accuracy", "mia_accuracy"] {
@@ -35,15 +37,15 @@ fn quickstart_forgets_what_it_learned_and_only_pays_for_what_changed() {
 
     // Again: nothing to do.
     let again = project.xtask("run", &[]).success();
-    assert_eq!(again.cached().len(), 20, "{}", again.stderr);
-    assert!(again.stdout.contains("ran 0 of 20 stages (20 cached)"), "{}", again.stdout);
+    assert_eq!(again.cached().len(), 23, "{}", again.stderr);
+    assert!(again.stdout.contains("ran 0 of 23 stages (23 cached)"), "{}", again.stdout);
 
     // Another store and folder, another number of threads: the same bytes.
     for threads in ["1", "4"] {
         let other = quickstart();
         other.xtask("run", &["--threads", threads]).success();
         let (left, right) = (artifacts(&project.store()), artifacts(&other.store()));
-        assert!(left.len() >= 20 && left.keys().eq(right.keys()));
+        assert!(left.len() >= 23 && left.keys().eq(right.keys()));
         for (path, bytes) in &left {
             assert!(*bytes == right[path], "{} differs with {threads} threads", path.display());
         }
@@ -57,10 +59,10 @@ fn quickstart_forgets_what_it_learned_and_only_pays_for_what_changed() {
     // A second request pays for itself only.
     let request = ["--set", "request.scenario=random", "--set", "request.ratio=0.05"];
     let second = project.xtask("run", &request).success();
-    let paid_once = ["data", "poisoned", "holdout", "base#42", "buckets#42", "offline#42", "condensed#42"];
+    let paid_once = ["data", "poisoned", "holdout", "base#42", "buckets#42", "offline#42", "folds#42", "condensed#42"];
     assert_eq!(second.cached(), paid_once, "{}", second.stderr);
-    assert_eq!(second.ran().len(), 13);
-    assert!(second.stdout.contains("ran 13 of 20 stages (7 cached"), "{}", second.stdout);
+    assert_eq!(second.ran().len(), 15);
+    assert!(second.stdout.contains("ran 15 of 23 stages (8 cached"), "{}", second.stdout);
     let seconds = row(&project.metrics(&request), "modular")["request_seconds"].as_f64().unwrap();
     assert!(seconds > 0.0);
 }

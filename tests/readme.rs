@@ -171,6 +171,7 @@ fn the_first_table_is_of_the_accepted_results() {
     for (method, instance) in [
         ("original", "evaluate@base#42"),
         ("modular", "evaluate@modular#42"),
+        ("match", "evaluate@match#42"),
         ("finetune", "evaluate@baseline@finetune#42"),
         ("retrain", "evaluate@baseline@retrain#42"),
         ("null", "evaluate@null#42"),

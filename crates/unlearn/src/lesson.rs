@@ -178,6 +178,10 @@ pub(crate) fn probabilities(logits: &Array<f32>, masked: &[u32]) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    use dcu_artifact::{DatasetFacts, Normalisation, RequestFacts};
+    use dcu_nn::recipe::Recipe;
+    use dcu_nn::{Architecture, Family, evaluate};
+
     use super::*;
 
     #[test]
@@ -187,6 +191,42 @@ mod tests {
         for (found, expected) in found.iter().zip([0.25, 0.75, 0.0, 0.5, 0.5, 0.0]) {
             assert!((found - expected).abs() < 1e-6, "{found} {expected}");
         }
+    }
+
+    /// An MLP, which has neither statistics of the batch nor dropout, on four images of three classes, of which two are to be forgotten.
+    #[test]
+    fn there_is_nothing_to_learn_of_what_the_model_says_itself() {
+        let facts = DatasetFacts {
+            source: "test".into(),
+            class_names: ["a", "b", "c"].map(str::to_owned).to_vec(),
+            normalisation: Normalisation { mean: vec![0.5], std: vec![0.25] },
+            names: None,
+        };
+        let pixels = (0..4 * 6).map(|value| (value * 37 % 256) as u8).collect();
+        let dataset = Dataset {
+            images: Array::new(vec![4, 1, 2, 3], pixels),
+            labels: vec![0, 1, 2, 1],
+            original_labels: None,
+            ids: vec![7, 8, 9, 10],
+            facts,
+        };
+        let facts = RequestFacts { scenario: "ids".into(), classes: vec![], cumulative: false };
+        let request = Request { forget: vec![9, 7], retain: vec![8, 10], earlier: vec![], facts };
+        let architecture = Architecture { widths: vec![5, 4], ..Architecture::of_family(Family::Mlp, [1, 2, 3], 3) };
+        let mut network = Network::initialised(&architecture, &Streams::new(1, "test")).unwrap();
+        let base = model::to_artifact(&network, &Recipe::default(), &dataset).unwrap();
+        let said = evaluate::judge(&network, &Samples::of_ids(&dataset, &request.forget).unwrap()).unwrap().logits;
+        let trainable = Trainable::all(network.graph());
+        let mut slope = |targets: Vec<f32>, rows: &[usize]| {
+            let lesson = Lesson::new(&dataset, &request, &base, targets).unwrap();
+            let loss = lesson.loss(&mut network, rows, &Course::default(), &trainable, &Streams::new(1, "test"), 0).unwrap();
+            network.backward(&loss, &trainable).unwrap().norm().unwrap()
+        };
+        let own = probabilities(&said, &[]);
+        assert!(slope(own.clone(), &[0, 1]) < 1e-6);
+        assert!(slope(own.iter().rev().copied().collect(), &[0, 1]) > 1e-3);
+        // The retain samples come behind, with their labels.
+        assert!(slope(own, &[2, 3]) > 1e-3);
     }
 
     #[test]
