@@ -14,8 +14,8 @@ shift
 command=$1
 case " $* " in
   *" bench "*) exec "$XTASK" bench --help ;;
-  *" pipelines/cifar10.yaml "*" data.source="* | *" pipelines/scaling.yaml "*" data.source="*) set -- "$@" --dry-run ;;
-  *" run pipelines/cifar10.yaml"* | *" run pipelines/scaling.yaml"*) set -- "$@" --dry-run --set data.source=parquet --set data.path=FOLDER ;;
+  *" pipelines/cifar10.yaml "*" data.source="* | *" pipelines/scaling.yaml "*" data.source="* | *" pipelines/compare.yaml "*" data.source="*) set -- "$@" --dry-run ;;
+  *" run pipelines/cifar10.yaml"* | *" run pipelines/scaling.yaml"* | *" run pipelines/compare.yaml"*) set -- "$@" --dry-run --set data.source=parquet --set data.path=FOLDER ;;
 esac
 case $command in
   run | status | metrics | times | regress | graph | export) set -- "$@" --store store ;;
@@ -147,7 +147,9 @@ fn one_setting_swaps_any_unlearning_method_for_any_other() {
     let methods: Vec<&str> = methods.as_object().unwrap().keys().filter_map(|name| name.strip_prefix("unlearn/")).collect();
     assert!(methods.len() >= 3);
     // As README's pipelines have it: no parameter of one method is in the way of another.
-    let project = Project::new(&SMALL.replace("    with: { overture: 2 }\n", ""));
+    let small = SMALL.replace("    with: { overture: 2 }\n", "").replace("reduced: reduced,", "reduced: reduced, ensemble: folds,");
+    let folds = "  folds:     { uses: train/ensemble, in: { dataset: data.train, model: base } }\n  request: ";
+    let project = Project::new(&small.replace("  request: ", folds));
     for method in methods {
         for stage in ["modular", "retrain"] {
             let swap = format!("{stage}.uses=unlearn/{method}");
