@@ -204,7 +204,8 @@ fn by_hand(project: &Project, method: &str, parameters: &str, inputs: &[(&str, &
 
 #[test]
 fn killed_stages_go_on_where_they_were_and_end_with_the_same_bytes() {
-    let project = Project::new(SMALL);
+    let folds = "  folds:     { uses: train/ensemble, in: { dataset: data.train, model: base } }\n  request: ";
+    let project = Project::new(&SMALL.replace("  request: ", folds));
     project.xtask("run", &[]).success();
     let seeded = |mut arguments: Vec<String>| {
         arguments.extend(["--seed".to_owned(), "3".to_owned()]);
@@ -214,8 +215,20 @@ fn killed_stages_go_on_where_they_were_and_end_with_the_same_bytes() {
     let fit = by_hand(&project, "fit", parameters, &[("dataset", "data.train")]);
     goes_on_after_a_kill(&project, "dcu-train", &seeded(fit), "model");
 
-    std::fs::remove_dir_all(project.path("checkpoints")).unwrap();
-    std::fs::remove_file(project.path("resumed.safetensors")).unwrap();
+    let clear = || {
+        std::fs::remove_dir_all(project.path("checkpoints")).unwrap();
+        std::fs::remove_file(project.path("resumed.safetensors")).unwrap();
+    };
+    clear();
+    let ensemble = by_hand(&project, "ensemble", "{ folds: 80 }", &[("dataset", "data.train"), ("model", "base#1")]);
+    goes_on_after_a_kill(&project, "dcu-train", &seeded(ensemble), "ensemble");
+
+    clear();
+    let inputs = [("model", "base#1"), ("dataset", "data.train"), ("request", "request#1"), ("ensemble", "folds#1")];
+    let matched = by_hand(&project, "match", "{ passes: 600, share: 1.0 }", &inputs);
+    goes_on_after_a_kill(&project, "dcu-unlearn", &seeded(matched), "model");
+
+    clear();
     let inputs = [("model", "offline#1"), ("reduced", "reduced#1"), ("test", "data.test"), ("holdout", "holdout")];
     let modular = by_hand(&project, "modular", "{ overture: 300, final_rest: 0.5 }", &inputs);
     goes_on_after_a_kill(&project, "dcu-unlearn", &seeded(modular), "model");

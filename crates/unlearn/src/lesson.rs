@@ -1,6 +1,8 @@
 //! Passes over the forget set and a share of the retain set, with something to learn of each sample: what methods share that teach a model what to say of
 //! forgotten samples.
 
+use std::collections::HashSet;
+
 use dcu_artifact::{Array, Dataset, Model, Request};
 use dcu_nn::network::{self, Mode};
 use dcu_nn::ops::{self, Targets, Weighting};
@@ -16,7 +18,7 @@ use serde_json::json;
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Course {
-    /// Passes over the forget set.
+    /// Passes over the forget set, which takes in those of earlier requests.
     pub(crate) passes: usize,
     /// The share of the retain set that goes along in each pass, drawn anew each time.
     pub(crate) share: f64,
@@ -59,14 +61,15 @@ pub(crate) struct Lesson {
 }
 
 impl Lesson {
-    /// The forget samples with the probabilities of `targets`, [F, C], and the retain samples with their labels.
+    /// What is [`forgotten`] with the probabilities of `targets`, [F, C], and the retain samples with their labels.
     ///
     /// # Errors
     /// When the dataset does not hold all of them, or does not fit the model.
     pub(crate) fn new(dataset: &Dataset, request: &Request, base: &Model, mut targets: Vec<f32>) -> anyhow::Result<Self> {
         model::check_fit(base, dataset)?;
-        let samples = Samples::of_ids(dataset, &[request.forget.as_slice(), &request.retain].concat())?;
-        let (forget, classes) = (request.forget.len(), dataset.classes());
+        let forgotten = forgotten(request);
+        let samples = Samples::of_ids(dataset, &[forgotten.as_slice(), &request.retain].concat())?;
+        let (forget, classes) = (forgotten.len(), dataset.classes());
         assert_eq!(targets.len(), forget * classes, "probabilities of each forget sample");
         for &label in &samples.labels()[forget..] {
             targets.extend((0..classes).map(|class| f32::from(u8::from(class == label as usize))));
@@ -160,6 +163,30 @@ fn batches(rows: &[usize], size: usize) -> Vec<&[usize]> {
     batches
 }
 
+/// The samples that the model must not know, by id: those of this request and of earlier ones, which an original model still knows.
+pub(crate) fn forgotten(request: &Request) -> Vec<u64> {
+    [request.forget.as_slice(), &request.earlier].concat()
+}
+
+/// Where the samples with these ids are in the dataset.
+///
+/// # Errors
+/// When one is not there.
+pub(crate) fn rows_of(dataset: &Dataset, ids: &[u64]) -> Result<Vec<usize>, Failure> {
+    dataset
+        .rows_of(ids)
+        .map_err(|id| Failure::new(format!("sample {id} of the request is not in the dataset"), "make the request from the same dataset"))
+}
+
+/// The classes of which no sample is retained, by label.
+///
+/// # Errors
+/// When a retain sample is not in the dataset.
+pub(crate) fn classes_gone(dataset: &Dataset, request: &Request) -> Result<Vec<u32>, Failure> {
+    let left: HashSet<u32> = rows_of(dataset, &request.retain)?.into_iter().map(|row| dataset.labels[row]).collect();
+    Ok((0..dataset.classes() as u32).filter(|class| !left.contains(class)).collect())
+}
+
 /// The softmax of each row of logits, without the classes that are masked.
 pub(crate) fn probabilities(logits: &Array<f32>, masked: &[u32]) -> Vec<f32> {
     let mut result = Vec::with_capacity(logits.data.len());
@@ -212,6 +239,7 @@ mod tests {
         };
         let facts = RequestFacts { scenario: "ids".into(), classes: vec![], cumulative: false };
         let request = Request { forget: vec![9, 7], retain: vec![8, 10], earlier: vec![], facts };
+        assert_eq!(classes_gone(&dataset, &request).unwrap(), [0, 2]);
         let architecture = Architecture { widths: vec![5, 4], ..Architecture::of_family(Family::Mlp, [1, 2, 3], 3) };
         let mut network = Network::initialised(&architecture, &Streams::new(1, "test")).unwrap();
         let base = model::to_artifact(&network, &Recipe::default(), &dataset).unwrap();

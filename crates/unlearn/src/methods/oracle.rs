@@ -3,12 +3,12 @@
 //!
 //! Its limits: those models saw the other forget samples; outputs come to match, weights need not; and a judge must use other models than these.
 
-use dcu_artifact::{Array, Dataset, Ensemble, Holdout, Model, Reduced, Request};
+use dcu_artifact::{Array, Dataset, Ensemble, Holdout, Model, Reduced, Request, SampleId};
 use dcu_nn::model;
 use dcu_nn::rng::Streams;
 use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
 
-use crate::lesson::{Course, Lesson, probabilities};
+use crate::lesson::{Course, Lesson, classes_gone, forgotten, probabilities, rows_of};
 
 pub(crate) struct Match;
 
@@ -54,14 +54,12 @@ fn targets(ensemble: &Ensemble, dataset: &Dataset, request: &Request) -> anyhow:
     if ensemble.ids != dataset.ids || ensemble.classes() != dataset.classes() {
         return Err(Failure::new("the ensemble was trained on another dataset", "make ensemble and request from the same dataset").into());
     }
-    let rows = dataset.rows_of(&request.forget).map_err(|id| {
-        Failure::new(format!("sample {id} of the request is not in the dataset"), "make request and ensemble from the same dataset")
-    })?;
+    let rows = rows_of(dataset, &forgotten(request))?;
     let mut logits = vec![0.0; rows.len() * ensemble.classes()];
     for (&row, mean) in rows.iter().zip(logits.chunks_exact_mut(ensemble.classes())) {
         let strangers: Vec<usize> = ensemble.strangers_to(row).collect();
         if strangers.is_empty() {
-            let message = format!("every model of the ensemble saw the forget sample {}", dataset.ids[row]);
+            let message = format!("every model of the ensemble saw the forget sample {}", SampleId(dataset.ids[row]));
             return Err(
                 Failure::new(message, "take an ensemble that leaves each sample out somewhere, as `train/ensemble` makes it").into()
             );
@@ -70,5 +68,5 @@ fn targets(ensemble: &Ensemble, dataset: &Dataset, request: &Request) -> anyhow:
             mean.iter_mut().zip(ensemble.of(model, row)).for_each(|(mean, value)| *mean += value / strangers.len() as f32);
         }
     }
-    Ok(probabilities(&Array::new(vec![rows.len(), ensemble.classes()], logits), &request.facts.classes))
+    Ok(probabilities(&Array::new(vec![rows.len(), ensemble.classes()], logits), &classes_gone(dataset, request)?))
 }

@@ -8,7 +8,7 @@ use dcu_nn::model;
 use dcu_nn::rng::Streams;
 use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
 
-use crate::lesson::{Course, Lesson};
+use crate::lesson::{Course, Lesson, classes_gone, forgotten, rows_of};
 
 pub(crate) struct RandomLabel;
 
@@ -48,12 +48,10 @@ impl Method for RandomLabel {
 
 /// For each forget sample a class that is neither its own nor forgotten whole, [F, C].
 fn targets(dataset: &Dataset, request: &Request, streams: &Streams) -> anyhow::Result<Vec<f32>> {
-    let rows = dataset.rows_of(&request.forget).map_err(|id| {
-        Failure::new(format!("sample {id} of the request is not in the dataset"), "make the request from the same dataset")
-    })?;
+    let (rows, gone) = (rows_of(dataset, &forgotten(request))?, classes_gone(dataset, request)?);
     let (mut stream, mut targets) = (streams.stream("labels"), Vec::with_capacity(rows.len() * dataset.classes()));
     for row in rows {
-        let is_wrong = |class: &u32| *class != dataset.labels[row] && !request.facts.classes.contains(class);
+        let is_wrong = |class: &u32| *class != dataset.labels[row] && !gone.contains(class);
         let wrong: Vec<u32> = (0..dataset.classes() as u32).filter(is_wrong).collect();
         if wrong.is_empty() {
             return Err(Failure::new("no class is left for a wrong label", "forget fewer classes").into());
