@@ -229,7 +229,8 @@ fn killed_stages_go_on_where_they_were_and_end_with_the_same_bytes() {
     goes_on_after_a_kill(&project, "dcu-unlearn", &seeded(matched), "model");
 
     clear();
-    let inputs = [("model", "offline#1"), ("reduced", "reduced#1"), ("test", "data.test"), ("holdout", "holdout")];
+    let inputs =
+        [("model", "offline#1"), ("dataset", "data.train"), ("retain", "reduced#1"), ("test", "data.test"), ("holdout", "holdout")];
     let modular = by_hand(&project, "modular", "{ overture: 300, final_rest: 0.5 }", &inputs);
     goes_on_after_a_kill(&project, "dcu-unlearn", &seeded(modular), "model");
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use dcu_artifact::{Buckets, Condensed, Dataset, Model, Payload, Reduced, Request, Tensor};
+use dcu_artifact::{Buckets, Condensed, Dataset, Model, Payload, Request, Retain, Tensor};
 use dcu_tests::{Finished, Project, SMALL, program, row};
 
 fn read<P: Payload>(path: &Path) -> P {
@@ -23,10 +23,10 @@ fn no_forgotten_sample_is_behind_the_reduced_set() {
     let request: Request = read(&artifact("request#1"));
     let buckets: Buckets = read(&artifact("buckets#1"));
     let condensed: Condensed = read(&artifact("condensed#1"));
-    let reduced: Reduced = read(&artifact("reduced#1"));
+    let reduced: Retain = read(&artifact("reduced#1"));
     let forgotten: BTreeSet<u64> = request.forget.iter().copied().collect();
-    assert!(!reduced.real_ids.is_empty() && !reduced.condensed_buckets.is_empty(), "both kinds of rows are there");
-    assert!(reduced.real_ids.iter().all(|id| !forgotten.contains(id)));
+    assert!(!reduced.ids.is_empty() && !reduced.condensed_buckets.is_empty(), "both kinds of rows are there");
+    assert!(reduced.ids.iter().all(|id| !forgotten.contains(id)));
     let members = buckets.members();
     for &bucket in &reduced.condensed_buckets {
         assert!(members[bucket as usize].iter().all(|&row| !forgotten.contains(&buckets.ids[row])));
@@ -35,7 +35,7 @@ fn no_forgotten_sample_is_behind_the_reduced_set() {
     }
     // Every retained sample is behind the set, by itself or through its bucket.
     let free: usize = reduced.condensed_buckets.iter().map(|&bucket| members[bucket as usize].len()).sum();
-    assert_eq!(free + reduced.real_ids.len(), request.retain.len());
+    assert_eq!(free + reduced.ids.len(), request.retain.len());
 }
 
 #[test]
@@ -68,14 +68,14 @@ fn the_pixels_of_forgotten_samples_do_not_reach_the_reduced_set() {
     let inputs: [(&str, &Path); 3] = [("dataset", &perturbed), ("model", &offline), ("buckets", &buckets)];
     let condensed = stage("fdm", &inputs, ("condensed", "condensed.safetensors"), "{ steps: 5 }");
     let inputs: [(&str, &Path); 4] = [("dataset", &perturbed), ("request", &asked), ("buckets", &buckets), ("condensed", &condensed)];
-    let reduced = stage("reduce", &inputs, ("reduced", "reduced.safetensors"), "{}");
+    let reduced = stage("reduce", &inputs, ("retain", "reduced.safetensors"), "{}");
 
     assert_ne!(
         read::<Condensed>(&condensed).images,
         read::<Condensed>(&artifact("condensed#1")).images,
         "the pixels should have mattered so far"
     );
-    let (left, right) = (read::<Reduced>(&reduced).to_content().tensors, read::<Reduced>(&artifact("reduced#1")).to_content().tensors);
+    let (left, right) = (read::<Retain>(&reduced).to_content().tensors, read::<Retain>(&artifact("reduced#1")).to_content().tensors);
     assert!(left.keys().eq(right.keys()));
     for (name, tensor) in &left {
         assert!(tensor.to_bytes() == right[name].to_bytes(), "`{name}` depends on the forgotten pixels");
@@ -175,14 +175,14 @@ fn a_deletion_request_names_samples_and_adds_to_an_earlier_one() {
         (second.forget.as_slice(), second.earlier.as_slice(), second.facts.cumulative),
         ([drawn.ids[40]].as_slice(), first.forget.as_slice(), true)
     );
-    let reduced: Reduced = read(&project.artifact("reduced#1", &settings));
+    let reduced: Retain = read(&project.artifact("reduced#1", &settings));
     let buckets: Buckets = read(&project.artifact("buckets#1", &settings));
     let gone = [drawn.ids[3], drawn.ids[17], drawn.ids[40]];
     let members = buckets.members();
     for &bucket in &reduced.condensed_buckets {
         assert!(members[bucket as usize].iter().all(|&row| !gone.contains(&buckets.ids[row])), "an earlier forgotten sample came back");
     }
-    assert!(reduced.real_ids.iter().all(|id| !gone.contains(id)));
+    assert!(reduced.ids.iter().all(|id| !gone.contains(id)));
 
     // What was forgotten earlier is scored as well.
     let rows = project.metrics(&settings);
@@ -224,11 +224,11 @@ fn one_setting_swaps_the_unlearning_method_and_what_it_does_not_read_costs_nothi
         header.provenance.inputs.into_keys().collect::<Vec<_>>()
     };
     assert_eq!(inputs("retrain#1"), ["dataset", "holdout", "model", "request", "test"]);
-    assert_eq!(inputs("modular#1"), ["holdout", "model", "reduced", "test"]);
+    assert_eq!(inputs("modular#1"), ["dataset", "holdout", "model", "retain", "test"]);
     // A wire that is not read still has a schema.
-    let retrain = "unlearn/retrain, in: { model: base, dataset: data.train, request: request, reduced: ";
+    let retrain = "unlearn/retrain, in: { model: base, dataset: data.train, request: request, retain: ";
     let error = Project::new(&SMALL.replace(&format!("{retrain}reduced"), &format!("{retrain}buckets"))).xtask("run", &[]).failure();
-    assert!(error.contains("this input needs reduced/1, but `buckets` gives buckets/1"), "{error}");
+    assert!(error.contains("this input needs retain/1, but `buckets` gives buckets/1"), "{error}");
 }
 
 #[test]

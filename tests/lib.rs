@@ -26,9 +26,9 @@ stages:
   reduced:   { uses: condense/reduce, in: { dataset: data.train, request: request, buckets: buckets, condensed: condensed } }
   modular:
     uses: unlearn/modular
-    in: { model: offline, dataset: data.train, request: request, reduced: reduced, test: data.test, holdout: holdout }
+    in: { model: offline, dataset: data.train, request: request, retain: reduced, test: data.test, holdout: holdout }
     with: { overture: 2 }
-  retrain:   { uses: unlearn/retrain, in: { model: base, dataset: data.train, request: request, reduced: reduced, test: data.test, holdout: holdout } }
+  retrain:   { uses: unlearn/retrain, in: { model: base, dataset: data.train, request: request, retain: reduced, test: data.test, holdout: holdout } }
   evaluate:
     matrix: { of: [base, modular, retrain] }
     uses: attack/evaluate

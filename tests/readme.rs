@@ -147,7 +147,7 @@ fn one_setting_swaps_any_unlearning_method_for_any_other() {
     let methods: Vec<&str> = methods.as_object().unwrap().keys().filter_map(|name| name.strip_prefix("unlearn/")).collect();
     assert!(methods.len() >= 3);
     // As README's pipelines have it: no parameter of one method is in the way of another.
-    let small = SMALL.replace("    with: { overture: 2 }\n", "").replace("reduced: reduced,", "reduced: reduced, ensemble: folds,");
+    let small = SMALL.replace("    with: { overture: 2 }\n", "").replace("retain: reduced,", "retain: reduced, ensemble: folds,");
     let folds = "  folds:     { uses: train/ensemble, in: { dataset: data.train, model: base } }\n  request: ";
     let project = Project::new(&small.replace("  request: ", folds));
     for method in methods {

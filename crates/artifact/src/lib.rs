@@ -17,8 +17,8 @@ pub use canonical::{Digest, canonical_json, digest_bytes, digest_file, digest_js
 pub use envelope::{Content, Header, Producer, Provenance, TensorInfo, adopt, read, verify};
 pub use error::{Error, Result};
 pub use schemas::{
-    Buckets, Condensed, Dataset, DatasetFacts, Definition, Ensemble, EnsembleFacts, Holdout, Members, Metrics, Model, ModelFacts,
-    Normalisation, OpenFacts, Part, Payload, Reduced, ReducedFacts, Request, RequestFacts, Role, SampleId, known_schemas, role_of,
-    schema_is_known,
+    Buckets, Condensed, CondensedFacts, Dataset, DatasetFacts, Definition, Ensemble, EnsembleFacts, Holdout, Members, Metrics, Model,
+    ModelFacts, Normalisation, OpenFacts, Part, Payload, Predictions, Reach, Request, RequestFacts, Retain, RetainFacts, Role, SampleId,
+    Weights, WeightsFacts, WeightsKind, known_schemas, role_of, schema_is_known,
 };
 pub use write::{replace_file, replace_file_by_way_of, write};

@@ -249,13 +249,15 @@ fn sizes_that_cannot_be_counted_are_refused() {
     assert!(dataset.unwrap_err().contains("[0, 1099511627776, 1099511627776, 1]"));
     let condensed = [
         ("images", F32, huge.clone(), vec![]),
-        none("labels", U32),
+        none("targets", F32),
         none("bucket", U32),
         none("member_count", U32),
         none("member_ids", U64),
         none("member_weights", F32),
     ];
-    assert!(adopted("condensed/1", json!({ "classes": 2 }), &condensed).unwrap_err().contains("which no artifact holds"));
+    assert!(
+        adopted("condensed/2", json!({ "maker": "fdm", "reach": "bucket" }), &condensed).unwrap_err().contains("which no artifact holds")
+    );
     let weights = [("weight", F32, huge, vec![])];
     assert!(adopted("model/1", facts_of(&model(vec![1.0])), &weights).unwrap_err().contains("which no artifact holds"));
 }

@@ -86,6 +86,18 @@ impl Gradients {
         self.pairs(mask)?.map(|(name, tensor, mask)| Ok((name.to_owned(), (tensor * mask)?))).collect()
     }
 
+    /// Each value where a mask is not 0, elsewhere that of `other`.
+    ///
+    /// # Errors
+    /// When these are not of the same parameters.
+    pub fn chosen(&self, mask: &Self, other: &Self) -> Result<Self> {
+        let chosen = |(name, tensor, mask): (&str, &Tensor, &Tensor)| {
+            let (_, _, other) = self.pairs(other)?.find(|(known, _, _)| *known == name).expect("of the same parameters");
+            Ok((name.to_owned(), mask.ne(0.0)?.where_cond(tensor, other)?))
+        };
+        self.pairs(mask)?.map(chosen).collect()
+    }
+
     /// What `change` makes of each tensor.
     ///
     /// # Errors
@@ -137,6 +149,13 @@ mod tests {
             values(&left.map(|name, tensor| if name == "b" { tensor.sqr() } else { tensor.neg() }).unwrap()),
             [vec![-1.0, -2.0], vec![9.0]]
         );
+    }
+
+    #[test]
+    fn what_is_masked_out_comes_from_the_other() {
+        let (left, right) = (of(&[("a", &[1.0, 2.0]), ("b", &[3.0])]), of(&[("a", &[4.0, -1.0]), ("b", &[0.5])]));
+        let mask = of(&[("a", &[0.0, 1.0]), ("b", &[0.0])]);
+        assert_eq!(values(&left.chosen(&mask, &right).unwrap()), [vec![4.0, 2.0], vec![0.5]]);
     }
 
     #[test]

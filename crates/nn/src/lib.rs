@@ -27,7 +27,7 @@ mod vector;
 mod zoo;
 
 pub use architecture::{Architecture, Family, Part, Stem};
-pub use candle_core::{Device, Error, Result, Tensor, Var};
+pub use candle_core::{DType, Device, Error, Result, Tensor, Var};
 pub use gradients::Gradients;
 pub use graph::Graph;
 pub use network::{Mode, Modes, Network, Place, Trainable};

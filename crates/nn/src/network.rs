@@ -755,9 +755,11 @@ pub fn backward(loss: &Tensor, networks: &[(&Network, &Trainable)]) -> Result<Ve
     let of_network = |&(network, trainable): &(&Network, &Trainable)| {
         let of_parameter = |(name, parameter): (&str, &Var)| {
             let left = network.deposits.get(name).and_then(Deposit::take);
-            match left.or_else(|| collected.remove(parameter)) {
-                Some(gradient) => Ok((name.to_owned(), gradient)),
-                None => bail!("`{name}` is to be trained, but the loss does not depend on it; train only what it depends on"),
+            // A loss may take a weight by itself too, such as a penalty.
+            match (left, collected.remove(parameter)) {
+                (Some(left), Some(other)) => Ok((name.to_owned(), left.add(&other)?)),
+                (Some(gradient), None) | (None, Some(gradient)) => Ok((name.to_owned(), gradient)),
+                (None, None) => bail!("`{name}` is to be trained, but the loss does not depend on it; train only what it depends on"),
             }
         };
         network.parameters(trainable).into_iter().map(of_parameter).collect()

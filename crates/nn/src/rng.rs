@@ -21,6 +21,12 @@ impl Streams {
         Self { seed, method: method.to_owned(), replicate: 1 }
     }
 
+    /// The seed that all of them come from.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// The streams of another independent run with the same seed.
     #[must_use]
     pub fn replicate(self, replicate: u32) -> Self {

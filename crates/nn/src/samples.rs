@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use candle_core::{Device, Error, Result, Tensor, bail};
-use dcu_artifact::{Array, Dataset, Normalisation, Reduced};
+use dcu_artifact::{Array, Dataset, Normalisation, Retain};
 use rayon::prelude::*;
 
+use crate::ops::{self, Targets, Weighting};
 use crate::vector::vectorised;
 
 /// Samples with labels, in a fixed order.
@@ -14,6 +15,10 @@ pub struct Samples {
     segments: Vec<Segment>,
     labels: Vec<u32>,
     shape: Vec<usize>,
+    /// The probability of each class, [N, K], where it is not all on the label.
+    targets: Option<Array<f32>>,
+    /// How much each sample counts in a mean loss, [N], where they do not count alike.
+    weights: Option<Vec<f32>>,
 }
 
 #[derive(Debug, Clone)]
@@ -150,7 +155,7 @@ impl Samples {
     pub fn of_pixels(images: Array<u8>, normalisation: &Normalisation, labels: Vec<u32>) -> Result<Self> {
         check("images", &images.shape, &labels)?;
         normalisation.check(images.shape[1]).map_err(Error::msg)?;
-        Ok(Self { shape: images.shape[1..].to_vec(), segments: vec![Segment::Pixels(images, channels(normalisation))], labels })
+        Ok(Self::plain(images.shape[1..].to_vec(), vec![Segment::Pixels(images, channels(normalisation))], labels))
     }
 
     /// All samples of a dataset.
@@ -170,16 +175,128 @@ impl Samples {
         }
     }
 
-    /// The rows of a reduced retain set, real ones first.
+    /// The rows of `retain`, real ones of `dataset` first.
+    ///
+    /// # Errors
+    /// When they are not of this dataset.
+    pub fn of_retain(dataset: &Dataset, retain: &Retain) -> Result<Self> {
+        if retain.classes() != dataset.classes() || retain.facts.normalisation != dataset.facts.normalisation {
+            bail!("the rows to learn from have other classes or another normalisation than the dataset; make both from the same data");
+        }
+        let real = Self::of_ids(dataset, &retain.ids)?;
+        let images = &retain.condensed_images;
+        if images.shape[1..] != real.shape[..] {
+            bail!("the rows to learn from are {:?}, the images of the dataset {:?}", &images.shape[1..], real.shape);
+        }
+        let mut targets = real.probabilities(dataset.classes());
+        targets.extend(&retain.condensed_targets.data);
+        let rows = real.len() + images.rows();
+        let segments = real.segments.into_iter().chain([Segment::Values(images.clone())]).collect();
+        Self::plain(real.shape, segments, vec![0; rows])
+            .with_targets(Array::new(vec![rows, dataset.classes()], targets))?
+            .with_weights([retain.weights.as_slice(), &retain.condensed_weights].concat())
+    }
+
+    fn plain(shape: Vec<usize>, segments: Vec<Segment>, labels: Vec<u32>) -> Self {
+        Self { segments, labels, shape, targets: None, weights: None }
+    }
+
+    /// The same samples with the probability of each class to learn, [N, K]; the most probable class becomes the label.
+    ///
+    /// # Errors
+    /// When there is not a row for each sample.
+    pub fn with_targets(self, targets: Array<f32>) -> Result<Self> {
+        if targets.shape.len() != 2 || targets.rows() != self.len() || targets.row_len() == 0 {
+            bail!("{} samples, but targets of the shape {:?}", self.len(), targets.shape);
+        }
+        let largest = |row: usize| {
+            let values = targets.row(row);
+            (0..values.len()).fold(0, |best, class| if values[class] > values[best] { class } else { best })
+        };
+        let labels: Vec<u32> = (0..targets.rows()).map(|row| largest(row) as u32).collect();
+        let is_hard = labels.iter().enumerate().all(|(row, &label)| targets.row(row)[label as usize] == 1.0);
+        Ok(Self { labels, targets: (!is_hard).then_some(targets), ..self })
+    }
+
+    /// The same samples that count so much in a mean loss, [N].
+    ///
+    /// # Errors
+    /// When there is not a weight for each sample.
+    pub fn with_weights(self, weights: Vec<f32>) -> Result<Self> {
+        if weights.len() != self.len() {
+            bail!("{} samples, but {} weights", self.len(), weights.len());
+        }
+        let are_alike = weights.windows(2).all(|pair| pair[0] == pair[1]);
+        Ok(Self { weights: (!are_alike).then_some(weights), ..self })
+    }
+
+    /// The samples of all, one after the other.
+    ///
+    /// # Errors
+    /// When there is none, or they are of different shapes or numbers of classes.
+    pub fn joined(all: &[&Self]) -> Result<Self> {
+        let Some(first) = all.first() else { bail!("there are no samples to join") };
+        if let Some(other) = all.iter().find(|other| other.shape != first.shape) {
+            bail!("samples of the shapes {:?} and {:?} are not learned together", first.shape, other.shape);
+        }
+        let labels: Vec<u32> = all.iter().flat_map(|samples| samples.labels.iter().copied()).collect();
+        let joined = Self::plain(first.shape.clone(), all.iter().flat_map(|samples| samples.segments.iter().cloned()).collect(), labels);
+        let weights = all.iter().flat_map(|samples| samples.weights.clone().unwrap_or_else(|| vec![1.0; samples.len()])).collect();
+        let joined = joined.with_weights(weights)?;
+        match all.iter().find_map(|samples| samples.targets.as_ref()) {
+            None => Ok(joined),
+            Some(targets) => {
+                let classes = targets.row_len();
+                let values: Vec<f32> = all.iter().flat_map(|samples| samples.probabilities(classes)).collect();
+                if values.len() != joined.len() * classes {
+                    bail!("samples with another number of classes than {classes} are not learned together");
+                }
+                joined.with_targets(Array::new(vec![values.len() / classes, classes], values))
+            }
+        }
+    }
+
+    /// What there is to learn of each sample as probabilities, [N, classes] row-major.
+    ///
+    /// # Panics
+    /// When a label is no class.
     #[must_use]
-    pub fn of_reduced(reduced: &Reduced) -> Self {
-        Self {
-            segments: vec![
-                Segment::Pixels(reduced.real_images.clone(), channels(&reduced.facts.normalisation)),
-                Segment::Values(reduced.condensed_images.clone()),
-            ],
-            labels: [reduced.real_labels.as_slice(), &reduced.condensed_labels].concat(),
-            shape: reduced.real_images.shape[1..].to_vec(),
+    pub fn probabilities(&self, classes: usize) -> Vec<f32> {
+        if let Some(targets) = &self.targets {
+            return targets.data.clone();
+        }
+        let mut values = vec![0.0; self.len() * classes];
+        self.labels.iter().enumerate().for_each(|(row, &label)| values[row * classes + label as usize] = 1.0);
+        values
+    }
+
+    /// Other values for the same samples, [N, ...], such as what a part of a network makes of them.
+    ///
+    /// # Errors
+    /// When there is not a row for each sample.
+    pub fn with_values(&self, values: Array<f32>) -> Result<Self> {
+        let plain = Self::of_values(values, self.labels.clone())?;
+        Ok(Self { targets: self.targets.clone(), weights: self.weights.clone(), ..plain })
+    }
+
+    /// The weighted mean over the samples at `rows` of the cross-entropy of their logits, [n, K], with what there is to learn of each; `smoothing` is the
+    /// share of it that is spread evenly over all classes.
+    ///
+    /// # Errors
+    /// When the logits are not of these rows.
+    pub fn loss(&self, logits: &Tensor, rows: &[usize], smoothing: f64) -> Result<Tensor> {
+        let weights: Option<Vec<f64>> = self.weights.as_ref().map(|weights| rows.iter().map(|&row| f64::from(weights[row])).collect());
+        let weighting = Weighting { samples: weights.as_deref(), smoothing, ..Weighting::default() };
+        match &self.targets {
+            Some(targets) => {
+                let targets = targets.select(rows);
+                let targets = Tensor::from_vec(targets.data, targets.shape, logits.device())?;
+                ops::weighted_cross_entropy(logits, Targets::Probabilities(&targets), weighting)
+            }
+            None => {
+                let labels: Vec<u32> = rows.iter().map(|&row| self.labels[row]).collect();
+                ops::weighted_cross_entropy(logits, Targets::Labels(&labels), weighting)
+            }
         }
     }
 
@@ -189,7 +306,7 @@ impl Samples {
     /// When there are not as many labels as rows.
     pub fn of_values(values: Array<f32>, labels: Vec<u32>) -> Result<Self> {
         check("rows", &values.shape, &labels)?;
-        Ok(Self { shape: values.shape[1..].to_vec(), segments: vec![Segment::Values(values)], labels })
+        Ok(Self::plain(values.shape[1..].to_vec(), vec![Segment::Values(values)], labels))
     }
 
     /// The number of samples.

@@ -13,7 +13,7 @@ use crate::evaluate;
 use crate::gradients::Gradients;
 use crate::graph::Role;
 use crate::network::{self, Mode, Modes, Network, Trainable};
-use crate::ops::{self, Statistics, Targets};
+use crate::ops::Statistics;
 use crate::optimiser::{Optimiser, Rule};
 use crate::recipe::{Decay, Keep, Watch};
 pub use crate::recipe::{OptimiserName, Recipe, Schedule};
@@ -63,8 +63,7 @@ impl<'a> Prepared<'a> {
             return Ok(Self::all_parts(samples));
         }
         let values = evaluate::outputs(network, samples, before)?;
-        let samples = Samples::of_values(values, samples.labels().to_vec())?;
-        Ok(Self { samples: Cow::Owned(samples), parts: parts.to_vec() })
+        Ok(Self { samples: Cow::Owned(samples.with_values(values)?), parts: parts.to_vec() })
     }
 
     fn all_parts(samples: &'a Samples) -> Self {
@@ -82,14 +81,13 @@ impl<'a> Prepared<'a> {
 
     /// The mean loss of a batch of these samples.
     fn loss(&self, network: &mut Network, rows: &[usize], phase: Phase<'_>, place: Place, treatment: Treatment<'_>) -> Result<Tensor> {
-        let (input, labels) = match treatment.augmentation {
+        let (input, _) = match treatment.augmentation {
             Some(augmentation) => augmentation.batch(&self.samples, rows, phase.streams, phase.purpose, place.epoch)?,
             None => self.samples.batch(rows)?,
         };
         let mut dropout = phase.streams.indexed(&format!("{} dropout", phase.purpose), place.step);
         let logits = network.forward(&input, &self.parts, phase.modes, phase.trainable, &mut dropout)?;
-        let weighting = ops::Weighting { smoothing: treatment.smoothing, ..ops::Weighting::default() };
-        ops::weighted_cross_entropy(&logits, Targets::Labels(&labels), weighting)
+        self.samples.loss(&logits, rows, treatment.smoothing)
     }
 }
 

@@ -184,7 +184,7 @@ impl Instance {
     /// Whether this stage took a forget set out of a model.
     pub(crate) fn forgets(&self) -> bool {
         self.uses.starts_with("unlearn/")
-            || (self.inputs.contains_key("request") || self.inputs.contains_key("reduced")) && !self.outputs.is_empty()
+            || (self.inputs.contains_key("request") || self.inputs.contains_key("retain")) && !self.outputs.is_empty()
     }
 }
 
@@ -213,7 +213,7 @@ mod tests {
             instance("condensed", "condense/fdm", 4.0, json!({ "dataset": ["data"], "model": ["offline"], "buckets": ["buckets"] })),
             instance("request", "tables/request", 0.1, json!({ "dataset": ["data"] })),
             instance("reduced", "condense/reduce", 0.2, json!({ "request": ["request"], "condensed": ["condensed"], "buckets": ["buckets"] })),
-            instance("modular", "unlearn/modular", 8.0, json!({ "model": ["offline"], "reduced": ["reduced"] })),
+            instance("modular", "unlearn/modular", 8.0, json!({ "model": ["offline"], "retain": ["reduced"] })),
             instance("folds", "train/ensemble", 90.0, json!({ "model": ["base"], "dataset": ["data"] })),
             instance("match", "unlearn/match", 3.0, json!({ "model": ["base"], "request": ["request"], "ensemble": ["folds"] })),
             instance("retrain", "unlearn/retrain", 40.0, json!({ "model": ["base"], "dataset": ["data"], "request": ["request"] })),

@@ -1,18 +1,27 @@
 //! The unlearning stages: modular unlearning, and what it is compared with, retraining included.
 
+mod algebra;
+mod course;
 mod fit;
-mod lesson;
+mod frame;
 mod methods;
+mod targets;
+
+use frame::Stage;
 
 /// The registry: one line a method.
 #[must_use]
 pub fn methods() -> Vec<dcu_stage::Entry> {
     use dcu_stage::entry;
     vec![
-        entry::<methods::modular::Modular>(),
-        entry::<methods::oracle::Match>(),
-        entry::<methods::random_label::RandomLabel>(),
-        entry::<methods::retrain::Retrain>(),
-        entry::<methods::finetune::Finetune>(),
+        entry::<Stage<methods::modular::Modular>>(),
+        entry::<Stage<methods::oracle::Match>>(),
+        entry::<Stage<methods::random_label::RandomLabel>>(),
+        entry::<Stage<methods::salun::SalUn>>(),
+        entry::<Stage<methods::scrub::Scrub>>(),
+        entry::<Stage<methods::ssd::Ssd>>(),
+        entry::<methods::importance::OfData>(),
+        entry::<Stage<methods::retrain::Retrain>>(),
+        entry::<Stage<methods::finetune::Finetune>>(),
     ]
 }

@@ -7,9 +7,11 @@ mod ensemble;
 mod holdout;
 mod metrics;
 mod model;
-mod reduced;
+mod predictions;
 mod request;
+mod retain;
 mod role;
+mod weights;
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -18,15 +20,17 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub use buckets::Buckets;
-pub use condensed::{Condensed, Members};
+pub use condensed::{Condensed, CondensedFacts, Members, Reach};
 pub use dataset::{Dataset, DatasetFacts, Normalisation};
 pub use ensemble::{Ensemble, EnsembleFacts};
 pub use holdout::Holdout;
 pub use metrics::{Definition, Metrics};
 pub use model::{Model, ModelFacts};
-pub use reduced::{Reduced, ReducedFacts};
+pub use predictions::Predictions;
 pub use request::{Request, RequestFacts};
+pub use retain::{Retain, RetainFacts};
 pub use role::{Role, role_of};
+pub use weights::{Weights, WeightsFacts, WeightsKind};
 
 use crate::{Array, Content, Element, Tensor};
 
@@ -45,16 +49,18 @@ pub trait Payload: Sized {
     fn from_content(content: Content) -> Result<Self, String>;
 }
 
-const NEWEST: [(&str, u32); 9] = [
+const NEWEST: [(&str, u32); 11] = [
     ("buckets", 1),
-    ("condensed", 1),
+    ("condensed", 2),
     ("dataset", 1),
     ("ensemble", 1),
     ("holdout", 1),
     ("metrics", 1),
     ("model", 1),
-    ("reduced", 1),
+    ("predictions", 1),
     ("request", 1),
+    ("retain", 1),
+    ("weights", 1),
 ];
 
 /// Whether this release reads the schema, given as `name/version`.
@@ -81,8 +87,10 @@ pub(crate) fn check_content(content: Content) -> Result<(), String> {
         Holdout::SCHEMA => Holdout::from_content(content).map(drop),
         Metrics::SCHEMA => Metrics::from_content(content).map(drop),
         Model::SCHEMA => Model::from_content(content).map(drop),
-        Reduced::SCHEMA => Reduced::from_content(content).map(drop),
+        Predictions::SCHEMA => Predictions::from_content(content).map(drop),
         Request::SCHEMA => Request::from_content(content).map(drop),
+        Retain::SCHEMA => Retain::from_content(content).map(drop),
+        Weights::SCHEMA => Weights::from_content(content).map(drop),
         other => Err(format!("the schema `{other}` is unknown")),
     }
 }
@@ -235,6 +243,21 @@ fn check_labels(labels: &[u32], classes: usize) -> Result<(), String> {
         Some(row) => Err(format!("label {} in row {row} is out of range: there are {classes} classes", labels[row])),
         None => Ok(()),
     }
+}
+
+/// Probabilities of classes, [N, K], for each of so many rows.
+fn check_targets(name: &str, targets: &Array<f32>, rows: usize) -> Result<(), String> {
+    if targets.rows() != rows || targets.row_len() == 0 {
+        return Err(format!("tensor `{name}` is {:?}, for {rows} rows", targets.shape));
+    }
+    for row in 0..rows {
+        let values = targets.row(row);
+        let sum: f64 = values.iter().map(|&value| f64::from(value)).sum();
+        if values.iter().any(|value| !(*value >= 0.0)) || (sum - 1.0).abs() > 1e-3 {
+            return Err(format!("row {row} of tensor `{name}` holds no probabilities: they are 0 or more, and sum up to {sum}, not 1"));
+        }
+    }
+    Ok(())
 }
 
 fn check_unique(what: &str, ids: &[u64]) -> Result<(), String> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
-use dcu_artifact::{Array, Buckets, Condensed, Dataset, Members, Model, Tensor as Stored};
+use dcu_artifact::{Array, Buckets, Condensed, CondensedFacts, Dataset, Members, Model, Reach, Tensor as Stored};
 use dcu_nn::{Network, Samples, model};
 use dcu_stage::{Context, Failure, Input, Method, Output, Progress, Rejected, Snapshot};
 use schemars::JsonSchema;
@@ -81,10 +81,10 @@ impl Method for Fdm {
         let [channels, height, width] = dataset.image_shape();
         let condensed = Condensed {
             images: Array::new(vec![members.len(), channels, height, width], images),
-            labels: buckets.class.clone(),
+            targets: one_hot(&buckets.class, dataset.classes()),
             bucket: (0..members.len() as u32).collect(),
             members: behind(&dataset, &members, &weights),
-            classes: dataset.classes(),
+            facts: CondensedFacts { maker: Self::NAME.into(), reach: Reach::Bucket },
         };
         context.write("condensed", &condensed)
     }
@@ -98,6 +98,12 @@ fn restored(mut snapshot: Snapshot) -> Option<(usize, Vec<f32>, Vec<f32>)> {
     };
     let (images, weights) = (take("images")?, take("weights")?);
     Some((snapshot.position.as_u64()? as usize, images, weights))
+}
+
+/// All of the probability on each row's class, [B, K].
+fn one_hot(labels: &[u32], classes: usize) -> Array<f32> {
+    let row = |&label: &u32| (0..classes as u32).map(move |class| f32::from(u8::from(class == label)));
+    Array::new(vec![labels.len(), classes], labels.iter().flat_map(row).collect())
 }
 
 fn behind(dataset: &Dataset, members: &[Vec<usize>], weights: &[f32]) -> Vec<Members> {

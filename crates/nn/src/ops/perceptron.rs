@@ -7,6 +7,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::activation::gelu;
+use super::convolution::add_to_rows;
 use super::linear::{column_sums, linear};
 use super::storage::{apply3, dtype_of, for_real, gradient_of, stored, values, with_values};
 use super::weight::{Target, Weight};
@@ -65,17 +66,6 @@ impl Perceptron {
     }
 }
 
-fn panels<T: Real>(matrix: Matrix<'_, T>, [inner, columns]: [usize; 2]) -> Vec<T> {
-    let mut values = Vec::with_capacity(Panels::<T>::size(inner, columns));
-    Panels::lay_out(matrix, &mut values);
-    values
-}
-
-#[inline(always)]
-fn add_row<T: Real>(values: &mut [T], row: &[T]) {
-    values.chunks_exact_mut(row.len()).for_each(|values| values.iter_mut().zip(row).for_each(|(value, &added)| *value += added));
-}
-
 impl CustomOp3 for Perceptron {
     fn name(&self) -> &'static str {
         "linear_gelu_linear"
@@ -96,9 +86,10 @@ impl CustomOp3 for Perceptron {
         for_real!(dtype_of(s1), T => with_values::<T, _>(&[&self.weights[0], &self.weights[1]], |weights| {
             let (input, biases) = (values::<T>(s1, l1)?, [values::<T>(s2, l2)?, values::<T>(s3, l3)?]);
             let rows = input.len() / inputs;
-            let first = panels(Matrix::new(weights[0], hidden, inputs).transposed(), [inputs, hidden]);
-            let second = panels(Matrix::new(weights[1], outputs, hidden).transposed(), [hidden, outputs]);
-            let (first, second) = (Panels::new(&first, inputs, hidden), Panels::new(&second, hidden, outputs));
+            let mut laid_out = [Vec::new(), Vec::new()];
+            let [of_first, of_second] = &mut laid_out;
+            let first = Panels::lay_out(Matrix::new(weights[0], hidden, inputs).transposed(), of_first);
+            let second = Panels::lay_out(Matrix::new(weights[1], outputs, hidden).transposed(), of_second);
             let (mut between, mut output) = (vec![T::default(); rows * hidden], vec![T::default(); rows * outputs]);
             let tasks = between.par_chunks_mut(ROWS * hidden).zip(output.par_chunks_mut(ROWS * outputs)).zip(input.par_chunks(ROWS * inputs));
             tasks.for_each_init(Vec::new, |activated: &mut Vec<T>, ((between, output), input)| {
@@ -106,11 +97,11 @@ impl CustomOp3 for Perceptron {
                 multiply(Matrix::new(input, rows, inputs), first, between, false);
                 activated.resize(between.len(), T::default());
                 vectorised(#[inline(always)] || {
-                    add_row(between, biases[0]);
+                    add_to_rows(between, biases[0]);
                     activated.iter_mut().zip(between.iter()).for_each(|(activated, value)| *activated = value.gelu()[0]);
                 });
                 multiply(Matrix::new(activated, rows, hidden), second, output, false);
-                vectorised(#[inline(always)] || add_row(output, biases[1]));
+                vectorised(#[inline(always)] || add_to_rows(output, biases[1]));
             });
             if self.is_traced {
                 *self.hidden.lock().expect("no thread panicked") = Some(Tensor::from_vec(between, (rows, hidden), self.weights[0].device())?);
@@ -135,8 +126,8 @@ impl CustomOp3 for Perceptron {
         for_real!(input.dtype(), T => with_values::<T, _>(&[input, gradient, &before, &self.weights[0], &self.weights[1]], |arguments| {
             let [input_values, gradient, before, first, second] = std::array::from_fn(|place| arguments[place]);
             let rows = input_values.len() / inputs;
-            let laid_out = panels(Matrix::new(second, outputs, hidden), [outputs, hidden]);
-            let panels_of_second = Panels::new(&laid_out, outputs, hidden);
+            let mut laid_out = Vec::new();
+            let panels_of_second = Panels::lay_out(Matrix::new(second, outputs, hidden), &mut laid_out);
             // The gradient of what lies before the GELU, and what lies behind it.
             let (mut slopes, mut activated) = (vec![T::default(); rows * hidden], vec![T::default(); if wants[1] { rows * hidden } else { 0 }]);
             let multiply_by_slope = |slopes: &mut [T], before: &[T], gradient: &[T]| {

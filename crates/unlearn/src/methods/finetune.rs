@@ -1,14 +1,15 @@
 //! `unlearn/finetune`: training goes on without the forget set, in the hope that it fades (also called catastrophic forgetting).
 
-use dcu_artifact::{Dataset, Ensemble, Holdout, Model, Reduced, Request};
+use dcu_nn::Network;
 use dcu_nn::model;
 use dcu_nn::recipe::Recipe;
-use dcu_nn::rng::Streams;
-use dcu_stage::{Context, Input, Method, Output, Rejected};
+use dcu_stage::Rejected;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::fit::{cut_short, fit, retain_set};
+use crate::course::check;
+use crate::fit::{cut_short, fit};
+use crate::frame::{Need, Task, Unlearn, Wires};
 
 pub(crate) struct Finetune;
 
@@ -21,38 +22,23 @@ pub(crate) struct Parameters {
     lr: Option<f64>,
 }
 
-impl Method for Finetune {
+impl Unlearn for Finetune {
     const NAME: &'static str = "finetune";
-    const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Trains the original model on, on the retain set alone";
-    const USES_SEED: bool = true;
-    const INPUTS: &'static [Input] = &[
-        Input::one::<Model>("model"),
-        Input::one::<Dataset>("dataset"),
-        Input::one::<Request>("request"),
-        Input::unused::<Reduced>("reduced"),
-        Input::unused::<Ensemble>("ensemble"),
-        Input::optional::<Dataset>("test"),
-        Input::optional::<Holdout>("holdout"),
-    ];
-    const OUTPUTS: &'static [Output] = &[Output::artifact::<Model>("model")];
+    const WIRES: Wires = Wires { test: Need::May, holdout: Need::May, ..Wires::RETAIN };
 
     type Parameters = Parameters;
     type Checked = Parameters;
 
     fn check(parameters: Parameters) -> Result<Parameters, Rejected> {
-        Rejected::unless(parameters.epochs != Some(0), "epochs", "`epochs` must be at least 1")?;
-        Rejected::unless(parameters.lr.is_none_or(|lr| lr > 0.0 && lr.is_finite()), "lr", "`lr` must be positive")?;
+        parameters.epochs.map_or(Ok(()), |epochs| check::at_least("epochs", 1, epochs))?;
+        parameters.lr.map_or(Ok(()), |lr| check::positive("lr", lr))?;
         Ok(parameters)
     }
 
-    fn run(parameters: &Parameters, context: &mut Context) -> anyhow::Result<()> {
-        let base: Model = context.read("model")?;
-        let retain = retain_set(context, &base)?;
-        let trained_by = model::recipe(&base)?;
+    fn unlearn(parameters: &Parameters, task: &mut Task) -> anyhow::Result<Network> {
+        let trained_by = model::recipe(&task.model)?;
         let recipe = Recipe { lr: parameters.lr.unwrap_or(trained_by.lr), ..cut_short(&trained_by, parameters.epochs)? };
-        let streams = Streams::new(context.seed(), "unlearn/finetune");
-        let network = fit(model::to_network(&base)?, &base, &retain, &recipe, streams, context)?;
-        context.write("model", &model::with_facts_of(&network, &base)?)
+        fit(task.original()?, &recipe, task)
     }
 }

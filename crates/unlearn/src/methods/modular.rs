@@ -3,16 +3,18 @@
 
 use std::collections::BTreeSet;
 
-use dcu_artifact::{Dataset, Ensemble, Holdout, Model, Reduced, Request};
+use dcu_artifact::{Dataset, Holdout};
 use dcu_nn::network::{self, Mode, ModeRule, Modes};
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
 use dcu_nn::train::{self, Phase, Prepared};
 use dcu_nn::{Family, Network, Part, Samples, Trainable, model};
-use dcu_stage::{Checkpoints, Context, Failure, Input, Method, Output, Progress, Rejected, Snapshot};
+use dcu_stage::{Checkpoints, Failure, Progress, Rejected, Snapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+
+use crate::frame::{Need, Task, Unlearn, Wires};
 
 pub(crate) struct Modular;
 
@@ -111,22 +113,12 @@ impl Parameters {
     }
 }
 
-impl Method for Modular {
+impl Unlearn for Modular {
     const NAME: &'static str = "modular";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const SUMMARY: &'static str =
         "Modular unlearning: overture of beginning and final, then one pass of the intermediate, on the reduced set";
-    const USES_SEED: bool = true;
-    const INPUTS: &'static [Input] = &[
-        Input::one::<Model>("model"),
-        Input::unused::<Dataset>("dataset"),
-        Input::unused::<Request>("request"),
-        Input::one::<Reduced>("reduced"),
-        Input::unused::<Ensemble>("ensemble"),
-        Input::one::<Dataset>("test"),
-        Input::one::<Holdout>("holdout"),
-    ];
-    const OUTPUTS: &'static [Output] = &[Output::artifact::<Model>("model")];
+    const WIRES: Wires = Wires { retain: Need::Must, test: Need::Must, holdout: Need::Must, ..Wires::NONE };
 
     type Parameters = Parameters;
     type Checked = Parameters;
@@ -143,38 +135,30 @@ impl Method for Modular {
         Ok(parameters)
     }
 
-    fn run(parameters: &Parameters, context: &mut Context) -> anyhow::Result<()> {
-        let offline: Model = context.read("model")?;
-        let reduced: Reduced = context.read("reduced")?;
-        let test: Dataset = context.read("test")?;
-        let holdout: Holdout = context.read("holdout")?;
-        model::check_fit(&offline, &test)?;
-        if reduced.facts.normalisation != offline.facts.normalisation {
-            let remedy = "make model and reduced set from the same dataset";
-            return Err(Failure::new("the reduced set is normalised otherwise than the model's training set was", remedy).into());
-        }
-        let network = model::to_network(&offline)?;
+    fn unlearn(parameters: &Parameters, task: &mut Task) -> anyhow::Result<Network> {
+        let (test, holdout) = (task.test.as_ref().expect("checked by the frame"), task.holdout.as_ref().expect("checked by the frame"));
+        model::check_fit(&task.model, test)?;
+        let network = task.original()?;
         let online = Online {
             parameters,
             schedule: parameters.schedule(network.architecture().family),
-            reduced: &Samples::of_reduced(&reduced),
-            remembrance: &remembrance(parameters.anchors, &test, &holdout, &reduced)?,
-            streams: &Streams::new(context.seed(), "unlearn/modular"),
-            progress: context.progress(),
+            reduced: &task.retain,
+            remembrance: &remembrance(parameters.anchors, test, holdout, task.retain.labels())?,
+            streams: &task.streams,
+            progress: task.progress,
         };
         if online.remembrance.is_empty() {
-            context.progress().note("the remembrance set has no class of the reduced set: the final is left alone");
+            task.progress.note("the remembrance set has no class of the reduced set: the final is left alone");
         }
-        let network = online.run(network, context.checkpoints())?;
-        context.write("model", &model::with_facts_of(&network, &offline)?)
+        online.run(network, task.checkpoints.as_mut())
     }
 }
 
-fn remembrance(anchors: Anchors, test: &Dataset, holdout: &Holdout, reduced: &Reduced) -> anyhow::Result<Samples> {
+fn remembrance(anchors: Anchors, test: &Dataset, holdout: &Holdout, labels: &[u32]) -> anyhow::Result<Samples> {
     let rows = test.rows_of(&holdout.remembrance).map_err(|id| {
         Failure::new(format!("sample {id} of the remembrance set is not in the test set"), "make the holdout from the same test set")
     })?;
-    let retained: BTreeSet<u32> = reduced.real_labels.iter().chain(&reduced.condensed_labels).copied().collect();
+    let retained: BTreeSet<u32> = labels.iter().copied().collect();
     let keep = |row: &usize| anchors == Anchors::AllClasses || retained.contains(&test.labels[*row]);
     Ok(Samples::of_dataset(test, &rows.into_iter().filter(keep).collect::<Vec<_>>()))
 }
@@ -190,10 +174,10 @@ struct Online<'a> {
 
 impl Online<'_> {
     /// One optimiser serves all phases: the moments of a part rest while it is frozen. After each round is a safe point.
-    fn run(&self, mut network: Network, mut checkpoints: Checkpoints) -> anyhow::Result<Network> {
+    fn run(&self, mut network: Network, mut checkpoints: Option<&mut Checkpoints>) -> anyhow::Result<Network> {
         let rule = Rule::Adam { weight_decay: 0.0 };
         let (mut optimiser, mut first) = (Optimiser::new(rule), 0);
-        if let Some(snapshot) = checkpoints.resume() {
+        if let Some(snapshot) = checkpoints.as_ref().and_then(|checkpoints| checkpoints.resume()) {
             first = serde_json::from_value(snapshot.position)?;
             (network, optimiser) = train::resume(&network, rule, snapshot.tensors)?;
         }
@@ -204,7 +188,9 @@ impl Online<'_> {
                 self.anchor_final(&mut network, round, &mut optimiser)?;
             }
             self.progress.step("overture", round + 1, self.parameters.overture);
-            checkpoints.offer(|| Ok(Snapshot { position: json!(round + 1), tensors: train::snapshot(&network, &optimiser)? }))?;
+            if let Some(checkpoints) = &mut checkpoints {
+                checkpoints.offer(|| Ok(Snapshot { position: json!(round + 1), tensors: train::snapshot(&network, &optimiser)? }))?;
+            }
         }
         self.pass_over_reduced(&mut network, Part::Intermediate, 0, self.parameters.intermediate_epochs, &mut optimiser)?;
         if self.parameters.modes == ModeRule::Corrected && self.parameters.intermediate_epochs > 0 {

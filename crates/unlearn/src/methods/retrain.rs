@@ -1,13 +1,13 @@
 //! `unlearn/retrain`: training from scratch without the forget set, which is what every other method is judged by.
 
-use dcu_artifact::{Dataset, Ensemble, Holdout, Model, Reduced, Request};
-use dcu_nn::rng::Streams;
 use dcu_nn::{Network, model};
-use dcu_stage::{Context, Input, Method, Output, Rejected};
+use dcu_stage::Rejected;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::fit::{cut_short, fit, retain_set};
+use crate::course::check;
+use crate::fit::{cut_short, fit};
+use crate::frame::{Need, Task, Unlearn, Wires};
 
 pub(crate) struct Retrain;
 
@@ -27,38 +27,23 @@ impl Default for Parameters {
     }
 }
 
-impl Method for Retrain {
+impl Unlearn for Retrain {
     const NAME: &'static str = "retrain";
-    const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Trains from scratch on the retain set, by the base model's architecture and recipe, never its weights";
-    const USES_SEED: bool = true;
-    const INPUTS: &'static [Input] = &[
-        Input::one::<Model>("model"),
-        Input::one::<Dataset>("dataset"),
-        Input::one::<Request>("request"),
-        Input::unused::<Reduced>("reduced"),
-        Input::unused::<Ensemble>("ensemble"),
-        Input::optional::<Dataset>("test"),
-        Input::optional::<Holdout>("holdout"),
-    ];
-    const OUTPUTS: &'static [Output] = &[Output::artifact::<Model>("model")];
+    const WIRES: Wires = Wires { test: Need::May, holdout: Need::May, ..Wires::RETAIN };
 
     type Parameters = Parameters;
     type Checked = Parameters;
 
     fn check(parameters: Parameters) -> Result<Parameters, Rejected> {
         Rejected::unless(parameters.replicate > 0, "replicate", "`replicate` counts from 1")?;
-        Rejected::unless(parameters.epochs != Some(0), "epochs", "`epochs` must be at least 1")?;
+        parameters.epochs.map_or(Ok(()), |epochs| check::at_least("epochs", 1, epochs))?;
         Ok(parameters)
     }
 
-    fn run(parameters: &Parameters, context: &mut Context) -> anyhow::Result<()> {
-        let base: Model = context.read("model")?;
-        let retain = retain_set(context, &base)?;
-        let streams = Streams::new(context.seed(), "unlearn/retrain").replicate(parameters.replicate);
-        let fresh = Network::initialised(&model::architecture(&base)?, &streams)?;
-        let recipe = cut_short(&model::recipe(&base)?, parameters.epochs)?;
-        let network = fit(fresh, &base, &retain, &recipe, streams, context)?;
-        context.write("model", &model::with_facts_of(&network, &base)?)
+    fn unlearn(parameters: &Parameters, task: &mut Task) -> anyhow::Result<Network> {
+        task.streams = task.streams.clone().replicate(parameters.replicate);
+        let recipe = cut_short(&model::recipe(&task.model)?, parameters.epochs)?;
+        fit(task.fresh()?, &recipe, task)
     }
 }
