@@ -8,5 +8,10 @@ mod methods;
 #[must_use]
 pub fn methods() -> Vec<dcu_stage::Entry> {
     use dcu_stage::entry;
-    vec![entry::<methods::cluster::Cluster>(), entry::<methods::fdm::Fdm>(), entry::<methods::reduce::Reduce>()]
+    vec![
+        entry::<methods::cluster::Cluster>(),
+        entry::<methods::coreset::Coreset>(),
+        entry::<methods::fdm::Fdm>(),
+        entry::<methods::reduce::Reduce>(),
+    ]
 }

@@ -1,5 +1,6 @@
 //! One file a method.
 
 pub(crate) mod cluster;
+pub(crate) mod coreset;
 pub(crate) mod fdm;
 pub(crate) mod reduce;
