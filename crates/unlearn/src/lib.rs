@@ -17,6 +17,7 @@ pub fn methods() -> Vec<dcu_stage::Entry> {
         entry::<Stage<methods::modular::Modular>>(),
         entry::<Stage<methods::oracle::Match>>(),
         entry::<Stage<methods::random_label::RandomLabel>>(),
+        entry::<Stage<methods::accelerated::Accelerated>>(),
         entry::<Stage<methods::amnesiac::Amnesiac>>(),
         entry::<Stage<methods::bad_teacher::BadTeacher>>(),
         entry::<Stage<methods::datamodel::Datamodel>>(),

@@ -1,5 +1,6 @@
 //! One file a method.
 
+pub(crate) mod accelerated;
 pub(crate) mod amnesiac;
 pub(crate) mod bad_teacher;
 pub(crate) mod datamodel;
