@@ -3,6 +3,7 @@
 pub mod kmeans;
 pub mod matching;
 mod methods;
+mod synthetic;
 
 /// The registry: one line a method.
 #[must_use]
@@ -11,6 +12,7 @@ pub fn methods() -> Vec<dcu_stage::Entry> {
     vec![
         entry::<methods::cluster::Cluster>(),
         entry::<methods::coreset::Coreset>(),
+        entry::<methods::dm::Dm>(),
         entry::<methods::fdm::Fdm>(),
         entry::<methods::reduce::Reduce>(),
     ]

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::matching::Matching;
+use crate::synthetic::one_hot;
 
 /// Images that are condensed side by side, which bounds the memory. Fixed, so that the result depends on nothing else.
 const IMAGES_AT_ONCE: usize = 4096;
@@ -98,12 +99,6 @@ fn restored(mut snapshot: Snapshot) -> Option<(usize, Vec<f32>, Vec<f32>)> {
     };
     let (images, weights) = (take("images")?, take("weights")?);
     Some((snapshot.position.as_u64()? as usize, images, weights))
-}
-
-/// All of the probability on each row's class, [B, K].
-fn one_hot(labels: &[u32], classes: usize) -> Array<f32> {
-    let row = |&label: &u32| (0..classes as u32).map(move |class| f32::from(u8::from(class == label)));
-    Array::new(vec![labels.len(), classes], labels.iter().flat_map(row).collect())
 }
 
 fn behind(dataset: &Dataset, members: &[Vec<usize>], weights: &[f32]) -> Vec<Members> {

@@ -2,5 +2,6 @@
 
 pub(crate) mod cluster;
 pub(crate) mod coreset;
+pub(crate) mod dm;
 pub(crate) mod fdm;
 pub(crate) mod reduce;
