@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::gradients::Gradients;
+use crate::tally;
 use crate::vector::vectorised;
 
 const CHUNK: usize = 1 << 14;
@@ -172,6 +173,7 @@ impl Optimiser {
             let rule = if self.spared.contains(name) { self.rule.without_decay() } else { self.rule };
             parameter.inplace_op2(&gradient, &Update { rule, rate, scale, state: Mutex::new(state) })?;
         }
+        tally::step();
         Ok(())
     }
 
