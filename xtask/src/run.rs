@@ -280,6 +280,7 @@ fn bring_up_to_date(
         parts,
         outputs: finished.outputs,
         seconds: finished.seconds,
+        cost: finished.cost,
         profile: finished.profile,
         cpu: cpu_features(),
         threads: finished.threads,

@@ -195,7 +195,8 @@ impl Session {
                 record.outputs.iter().map(|(name, made)| (name.clone(), json!({ "schema": made.schema, "digest": made.digest }))).collect();
             Some(json!({
                 "stage": instance.stage, "instance": instance.name, "uses": instance.task.uses(), "label": instance.label, "seed": instance.row_seed,
-                "coordinates": coordinates(instance), "seconds": record.seconds, "inputs": inputs, "outputs": outputs,
+                "coordinates": coordinates(instance), "seconds": record.seconds, "cost": record.cost,
+                "inputs": inputs, "outputs": outputs,
             }))
         });
         Some(json!({ "pipeline": self.pipeline_name(), "instances": instances.collect::<Option<Vec<_>>>()? }))

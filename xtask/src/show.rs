@@ -261,8 +261,8 @@ pub(crate) fn results(session: &Session, name: Option<&str>, as_json: bool) -> a
         };
         for (output, made) in stored.record.outputs.iter().filter(|(output, _)| only.is_none_or(|only| only == *output)) {
             entries.push(json!({ "instance": instance.name, "stage": instance.stage, "output": output, "schema": made.schema,
-                "digest": made.digest, "path": stored.path(output), "seconds": stored.record.seconds, "cpu": stored.record.cpu,
-                "threads": stored.record.threads }));
+                "digest": made.digest, "path": stored.path(output), "seconds": stored.record.seconds, "cost": stored.record.cost,
+                "cpu": stored.record.cpu, "threads": stored.record.threads }));
         }
     }
     if as_json {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
-use dcu_artifact::{Digest, Header, Provenance, digest_file, digest_json};
+use dcu_artifact::{Cost, Digest, Header, Provenance, digest_file, digest_json};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -67,6 +67,9 @@ pub(crate) struct Record {
     pub(crate) parts: Parts,
     pub(crate) outputs: BTreeMap<String, Made>,
     pub(crate) seconds: Seconds,
+    /// What it computed, as far as it is known: a program from outside need not say it.
+    #[serde(default)]
+    pub(crate) cost: Option<Cost>,
     #[serde(default)]
     pub(crate) profile: Profile,
     /// The CPU's features, as far as results depend on them.
@@ -664,6 +667,7 @@ mod tests {
                 parts: self.parts.clone(),
                 outputs: BTreeMap::from([("holdout".to_owned(), made)]),
                 seconds: Seconds::default(),
+                cost: Some(Cost { forward: 3, backward: 2, steps: 1, operations: 1 << 60, changed: Some(0.1) }),
                 profile: Profile::default(),
                 cpu: "x".into(),
                 threads: Some(1),
@@ -739,6 +743,18 @@ mod tests {
         assert!(made.damage(Care::Stamps).contains("other outputs"));
         std::fs::write(&path, "{").unwrap();
         assert!(made.damage(Care::Stamps).contains("cannot be read"));
+    }
+
+    #[test]
+    fn a_record_of_before_costs_were_counted_is_read() {
+        let made = fixture();
+        let stored = made.make(&[1], &made.provenance).unwrap();
+        let path = made.store.record(TASK, &made.parts.key());
+        let mut record = serde_json::to_value(&stored.record).unwrap();
+        assert!(record.as_object_mut().unwrap().remove("cost").is_some());
+        std::fs::write(&path, record.to_string()).unwrap();
+        let Found::Result(found) = made.find(Care::Stamps) else { panic!("it is there") };
+        assert_eq!(found.record, Record { cost: None, ..stored.record });
     }
 
     #[test]

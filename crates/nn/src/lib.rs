@@ -22,6 +22,7 @@ pub mod recipe;
 pub mod rng;
 pub mod samples;
 mod special;
+pub mod tally;
 pub mod train;
 mod vector;
 mod zoo;

@@ -14,6 +14,7 @@ use crate::gradients::Gradients;
 use crate::graph::{Graph, Initial, Operation, Role, Slot, Step, Value};
 use crate::ops::{self, BATCH_NORM_EPSILON, Convolution, Deposit, FrozenBlock, InstanceBlock, Normalisation, Statistics, Weight, composed};
 use crate::rng::{Stream, Streams};
+use crate::tally;
 
 /// How much of the running averages a new batch replaces, as in PyTorch.
 const MOMENTUM: f64 = 0.1;
@@ -423,11 +424,34 @@ impl Network {
         let pieces = self.pieces.partition_point(|piece| piece.steps.start < steps.start);
         let end = self.pieces.partition_point(|piece| piece.steps.end <= steps.end);
         self.go_through(&mut values, &self.pieces[pieces..end], pass)?;
-        values.remove(&steps.end).ok_or_else(|| candle_core::Error::msg("the last step has a result"))
+        let result = values.remove(&steps.end).ok_or_else(|| candle_core::Error::msg("the last step has a result"))?;
+        self.followed_back(input, result, steps, pass.trainable)
     }
 
-    /// The value before the first step, as the kernels take it.
+    /// What a pass through some steps gave, whose way back is counted where there is one.
+    fn followed_back(&self, input: &Tensor, result: Tensor, steps: Range<usize>, trainable: &Trainable) -> Result<Tensor> {
+        if !result.track_op() {
+            return Ok(result);
+        }
+        // Values through which a gradient is led on, to what is trained or to the input.
+        let mut led_on: BTreeSet<Value> = input.track_op().then_some(steps.start).into_iter().collect();
+        let mut operations = 0_u64;
+        for index in steps {
+            let step = &self.graph.steps()[index];
+            let is_wanted = step.inputs.iter().any(|value| led_on.contains(value));
+            let mut trained = step.slots.iter().filter(|slot| trainable.contains(&slot.name)).peekable();
+            if is_wanted || trained.peek().is_some() {
+                led_on.insert(index + 1);
+            }
+            operations = operations.saturating_add(step.operations_back(trained.any(|slot| slot.role == Role::Weight), is_wanted));
+        }
+        tally::followed_back(&result, input.dim(0)?, operations)
+    }
+
+    /// The value before the first step, as the kernels take it, on its way through the steps.
     fn enter(&self, input: &Tensor, steps: &Range<usize>) -> Result<BTreeMap<Value, Tensor>> {
+        let operations = self.graph.steps()[steps.clone()].iter().fold(0, |sum: u64, step| sum.saturating_add(step.operations()));
+        tally::forward(input.dim(0)?, operations);
         let mut input = input.to_dtype(self.place.dtype)?.to_device(&self.place.device)?;
         let is_flattened = || self.graph.steps().first().is_some_and(|step| step.operation == Operation::Flatten);
         if steps.start == 0 && !is_flattened() {
@@ -664,7 +688,7 @@ impl Network {
             values.insert(index + 1, output);
         }
         let logits = values.remove(&steps.len()).ok_or_else(|| candle_core::Error::msg("the last step has a result"))?;
-        Ok((logits, taps))
+        Ok((self.followed_back(images, logits, 0..steps.len(), trainable)?, taps))
     }
 
     /// What the normalisation at `step` makes of its input in eval mode before it scales and shifts.
@@ -690,14 +714,12 @@ impl Network {
         self.graph.range(part).filter(|&step| self.graph.steps()[step].operation == Operation::BatchNorm).collect()
     }
 
-    /// What the batch normalisation at `step` sees of a batch, given the output of the parts before its part, with all that lies before it in eval mode.
-    pub(crate) fn statistics(&self, input: &Tensor, step: usize) -> Result<Statistics> {
-        let start = self.graph.range(self.graph.part_of(step)).start;
-        let mut values = self.enter(input, &(start..step))?;
-        let first = self.pieces.partition_point(|piece| piece.steps.start < start);
+    /// What the batch normalisation at `step` sees of images, with all that lies before it in eval mode.
+    pub(crate) fn statistics(&self, images: &Tensor, step: usize) -> Result<Statistics> {
+        let mut values = self.enter(images, &(0..step))?;
         let own = self.pieces.partition_point(|piece| piece.steps.end <= step);
         let none = Trainable::none();
-        self.go_through(&mut values, &self.pieces[first..own], &mut Pass::in_eval_mode(&none))?;
+        self.go_through(&mut values, &self.pieces[..own], &mut Pass::in_eval_mode(&none))?;
         let mut pass = Pass { modes: all(Mode { batch_statistics: true, dropout: false }), ..Pass::in_eval_mode(&none) };
         self.compute(&values, &self.pieces[own], &mut pass)?;
         pass.moved.pop().map(|(_, statistics)| statistics).ok_or_else(|| candle_core::Error::msg("a batch has statistics"))

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::gradients::Gradients;
 use crate::ops;
+use crate::tally;
 use crate::vector::vectorised;
 
 const CHUNK: usize = 1 << 14;
@@ -190,6 +191,7 @@ impl Optimiser {
             };
             parameter.inplace_op2(&gradient, &Update { rule, rate, scale, state: Mutex::new(state) })?;
         }
+        tally::step();
         Ok(())
     }
 

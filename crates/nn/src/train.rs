@@ -59,7 +59,7 @@ impl<'a> Prepared<'a> {
         let is_fixed = |part: &Part| !is_trained(part) && network.is_fixed(*part, phase.modes[*part as usize]);
         let fixed = Part::ALL.iter().take_while(|part| is_fixed(part)).count();
         let (before, parts) = Part::ALL.split_at(fixed);
-        if fixed == 0 || samples.is_empty() || output_size(network, samples, before)? > most {
+        if fixed == 0 || samples.is_empty() || output_size(network, samples, before) > most {
             return Ok(Self::all_parts(samples));
         }
         let values = evaluate::outputs(network, samples, before)?;
@@ -107,9 +107,10 @@ struct Treatment<'a> {
     smoothing: f64,
 }
 
-fn output_size(network: &Network, samples: &Samples, parts: &[Part]) -> Result<usize> {
-    let (input, _) = samples.batch(&[0])?;
-    Ok(network.evaluate(&input, parts)?.elem_count().saturating_mul(samples.len()))
+/// The values that some leading parts give for all samples.
+fn output_size(network: &Network, samples: &Samples, parts: &[Part]) -> usize {
+    let end = parts.last().map_or(0, |&part| network.graph().range(part).end);
+    network.graph().shape(end).iter().product::<usize>().saturating_mul(samples.len())
 }
 
 /// One pass over the samples in random order, one step of the optimiser a batch. Returns the mean loss over the samples.
@@ -200,11 +201,10 @@ fn finite(loss: &Tensor, phase: Phase<'_>, epoch: u64, step: usize, rate: f64) -
 /// # Errors
 /// When there are no samples, or these do not fit the network.
 pub fn recompute_running_averages(network: &mut Network, samples: &Samples, part: Part) -> Result<()> {
-    let before: Vec<Part> = Part::ALL.into_iter().filter(|other| *other < part).collect();
     for step in network.batch_norms(part) {
         let mut parts = Vec::new();
         evaluate::for_each_batch(network, samples, |input, _| {
-            parts.push(network.statistics(&network.evaluate(&input, &before)?, step)?);
+            parts.push(network.statistics(&input, step)?);
             Ok(())
         })?;
         network.set_averages(step, &Statistics::joined(&parts));

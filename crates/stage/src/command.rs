@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 
 use crate::context::{Arguments, Context};
 use crate::progress::{Progress, Style};
-use crate::{Entry, Input, Rejected};
+use crate::{Entry, Input, Meter, Rejected};
 
-/// Runs the binary of a stage crate.
+/// Runs the binary of a stage crate. One without a meter has no networks: its cost is 0.
 #[must_use]
-pub fn main(crate_name: &'static str, methods: &[Entry]) -> ExitCode {
+pub fn main(crate_name: &'static str, methods: &[Entry], meter: Option<Meter>) -> ExitCode {
     crate::memory::keep_freed_memory();
     let matches = command_line(crate_name, methods).get_matches();
     let (name, arguments) = matches.subcommand().expect("clap asks for one");
@@ -28,7 +28,7 @@ pub fn main(crate_name: &'static str, methods: &[Entry]) -> ExitCode {
             crate::look::set(arguments.get_flag("look"));
             check(methods)
         }
-        method => run(crate_name, methods.iter().find(|entry| entry.name == method).expect("clap knows the names"), arguments),
+        method => run(crate_name, methods.iter().find(|entry| entry.name == method).expect("clap knows the names"), arguments, meter),
     };
     let print = |value: Value| {
         let mut stdout = std::io::stdout().lock();
@@ -147,7 +147,7 @@ fn answer(methods: &[Entry], mut question: Value) -> anyhow::Result<Value> {
     })
 }
 
-fn run(crate_name: &'static str, entry: &Entry, matches: &ArgMatches) -> anyhow::Result<Value> {
+fn run(crate_name: &'static str, entry: &Entry, matches: &ArgMatches, meter: Option<Meter>) -> anyhow::Result<Value> {
     if let Some(&threads) = matches.get_one::<u16>("threads") {
         rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global().context("cannot start the threads")?;
     }
@@ -165,7 +165,7 @@ fn run(crate_name: &'static str, entry: &Entry, matches: &ArgMatches) -> anyhow:
         checkpoint_interval: Duration::from_secs(matches.get_one::<u64>("checkpoint-seconds").copied().unwrap_or_else(checkpoint_seconds)),
         progress: Progress::new(matches.get_one::<Style>("progress").copied().unwrap_or(Style::Text)),
     };
-    let mut context = Context::new(crate_name, arguments);
+    let mut context = Context::new(crate_name, arguments, meter);
     context.check(entry.inputs, entry.outputs, entry.uses_seed)?;
     (entry.run)(parameters, &mut context)?;
     context.finish(entry.outputs)

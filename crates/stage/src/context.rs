@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use dcu_artifact::{Digest, Header, Payload, Producer, Provenance};
+use dcu_artifact::{Cost, Digest, Header, Payload, Producer, Provenance};
 use serde_json::{Value, json};
 
 use crate::clock::Clock;
 use crate::progress::Progress;
-use crate::{Checkpoints, External, Input, Output};
+use crate::{Checkpoints, External, Input, Meter, Output};
 
 /// The surroundings of one run.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub struct Context {
     provenance: Option<Provenance>,
     written: BTreeMap<String, Value>,
     clock: Clock,
+    meter: Option<Meter>,
+    changed: Option<f64>,
 }
 
 /// The arguments of a run, as the command line gives them.
@@ -40,7 +42,7 @@ pub(crate) struct Arguments {
 }
 
 impl Context {
-    pub(crate) fn new(crate_name: &'static str, arguments: Arguments) -> Self {
+    pub(crate) fn new(crate_name: &'static str, arguments: Arguments, meter: Option<Meter>) -> Self {
         let mut inputs: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
         for (name, path) in arguments.inputs {
             inputs.entry(name).or_default().push(path);
@@ -57,6 +59,8 @@ impl Context {
             provenance: None,
             written: BTreeMap::new(),
             clock: Clock::start(),
+            meter,
+            changed: None,
         }
     }
 
@@ -198,6 +202,11 @@ impl Context {
         Ok(())
     }
 
+    /// Records, beside what was computed, the share of a model's parameters that the method changed, from 0 to 1.
+    pub fn changed(&mut self, share: f64) {
+        self.changed = Some(share);
+    }
+
     fn output(&self, name: &str) -> anyhow::Result<PathBuf> {
         self.outputs.get(name).cloned().with_context(|| format!("the output `{name}` was not asked for"))
     }
@@ -215,7 +224,7 @@ impl Context {
     #[must_use]
     pub fn checkpoints(&self) -> Checkpoints {
         let provenance = self.provenance.clone().expect("a method runs inside its entry");
-        Checkpoints::new(self.checkpoint.clone(), provenance, self.checkpoint_interval, self.progress, self.clock.clone())
+        Checkpoints::new(self.checkpoint.clone(), provenance, self.checkpoint_interval, self.progress, self.clock.clone(), self.meter)
     }
 
     /// The result for stdout. Every declared output must have been written.
@@ -224,8 +233,9 @@ impl Context {
             bail!("the method ended without writing its output `{}`; this is a bug", output.name);
         }
         let (seconds, earlier) = (self.clock.so_far(), self.clock.earlier());
+        let cost = Cost { changed: self.changed, ..self.meter.map(|meter| (meter.read)()).unwrap_or_default() };
         Ok(json!({
-            "outputs": self.written, "seconds": seconds, "earlier": earlier, "peak_memory": crate::memory::peak_memory(),
+            "outputs": self.written, "seconds": seconds, "earlier": earlier, "cost": cost, "peak_memory": crate::memory::peak_memory(),
             "threads": rayon::current_num_threads(),
         }))
     }

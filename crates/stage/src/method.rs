@@ -259,11 +259,12 @@ mod tests {
     use std::path::PathBuf;
     use std::time::Duration;
 
-    use dcu_artifact::{Request, RequestFacts, digest_file};
+    use dcu_artifact::{Cost, Request, RequestFacts, digest_file};
     use schemars::JsonSchema;
     use serde::Deserialize;
 
     use super::*;
+    use crate::Meter;
     use crate::context::Arguments;
     use crate::progress::{Progress, Style};
 
@@ -323,12 +324,16 @@ mod tests {
         fn run(_: &Known, context: &mut Context) -> anyhow::Result<()> {
             let facts = RequestFacts { scenario: "ids".into(), classes: Vec::new(), cumulative: false };
             context.write("request", &Request { forget: vec![1], retain: vec![2], earlier: Vec::new(), facts })?;
+            context.changed(0.25);
             if let Some((file, text)) = MEANWHILE.take() {
                 std::fs::write(file, text)?;
             }
             Ok(())
         }
     }
+
+    const COUNTED: Cost = Cost { forward: 5, backward: 4, steps: 2, operations: 90, changed: None };
+    const METER: Meter = Meter { read: || COUNTED, set: |_| {} };
 
     fn run(parameters: Value, output: PathBuf) -> anyhow::Result<Value> {
         let arguments = Arguments {
@@ -340,10 +345,19 @@ mod tests {
             checkpoint_interval: Duration::from_secs(30),
             progress: Progress::new(Style::Text),
         };
-        let (mut context, entry) = (Context::new("dcu-test", arguments), entry::<Reader>());
+        let (mut context, entry) = (Context::new("dcu-test", arguments, Some(METER)), entry::<Reader>());
         context.check(entry.inputs, entry.outputs, entry.uses_seed)?;
         (entry.run)(parameters, &mut context)?;
         context.finish(entry.outputs)
+    }
+
+    #[test]
+    fn a_result_says_what_was_computed_and_what_the_method_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, output) = (folder.path().join("ids.csv"), folder.path().join("request.safetensors"));
+        std::fs::write(&file, "id\n1\n").unwrap();
+        let result = run(json!({ "file": file }), output).unwrap();
+        assert_eq!(result["cost"], json!({ "forward": 5, "backward": 4, "steps": 2, "operations": 90, "changed": 0.25 }));
     }
 
     #[test]
