@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Storage, Tensor, Var, bail};
+use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Storage, Tensor, Var, bail};
 use dcu_artifact::{Array, Tensor as Stored};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -137,7 +137,8 @@ impl Optimiser {
         Self { spared: names, ..self }
     }
 
-    /// One step on all `parameters`, which are of f32 or f64.
+    /// One step on all `parameters`, which are of f32 or f64. It is made on the CPU: gradients and parameters of another device come there, and parameters
+    /// go back.
     ///
     /// # Errors
     /// When a parameter has no gradient, the gradient or a restored moment has another shape or type than its parameter, or the gradients are to be
@@ -159,7 +160,7 @@ impl Optimiser {
                     bail!("the optimiser's moments of `{name}` are {:?}, the parameter is {:?}", state.first.dtype(), parameter.dtype());
                 }
             }
-            steps.push((name, parameter, gradient.contiguous()?));
+            steps.push((name, parameter, gradient.to_device(&Device::Cpu)?.contiguous()?));
         }
         let scale = match self.clip {
             Some(most) => clip_factor(most, steps.iter().map(|(.., gradient)| gradient))?,
@@ -170,7 +171,12 @@ impl Optimiser {
             let state = self.states.entry(name.to_owned()).or_insert_with(new);
             state.steps += 1;
             let rule = if self.spared.contains(name) { self.rule.without_decay() } else { self.rule };
-            parameter.inplace_op2(&gradient, &Update { rule, rate, scale, state: Mutex::new(state) })?;
+            // On the CPU this is the parameter itself.
+            let on_cpu = parameter.to_device(&Device::Cpu)?;
+            on_cpu.inplace_op2(&gradient, &Update { rule, rate, scale, state: Mutex::new(state) })?;
+            if !parameter.device().is_cpu() {
+                parameter.set(&on_cpu.to_device(parameter.device())?)?;
+            }
         }
         Ok(())
     }

@@ -27,5 +27,5 @@ pub use context::Context;
 pub use failure::{Failure, Rejected};
 pub use look::is_looking;
 pub use memory::keep_freed_memory;
-pub use method::{Entry, External, Input, Method, Output, entry};
+pub use method::{ChooseDevice, Entry, External, Input, Method, Output, entry};
 pub use progress::Progress;

@@ -6,7 +6,7 @@ use dcu_artifact::{Array, Dataset, Holdout, Metrics, Model, Request, SampleId};
 use dcu_nn::evaluate::{Judgement, judge};
 use dcu_nn::rng::Streams;
 use dcu_nn::{Samples, model, ops};
-use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
+use dcu_stage::{ChooseDevice, Context, Failure, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;

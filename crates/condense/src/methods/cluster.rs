@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use dcu_artifact::{Array, Buckets, Dataset, Model, SampleId};
 use dcu_nn::rng::Streams;
 use dcu_nn::{Samples, evaluate, model};
-use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
+use dcu_stage::{ChooseDevice, Context, Failure, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 use dcu_artifact::{Array, Buckets, Condensed, Dataset, Members, Model, Tensor as Stored};
 use dcu_nn::{Network, Samples, model};
-use dcu_stage::{Context, Failure, Input, Method, Output, Progress, Rejected, Snapshot};
+use dcu_stage::{ChooseDevice, Context, Failure, Input, Method, Output, Progress, Rejected, Snapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;

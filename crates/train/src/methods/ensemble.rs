@@ -4,7 +4,7 @@ use dcu_artifact::{Array, Dataset, Ensemble as Artifact, EnsembleFacts, Holdout,
 use dcu_nn::rng::Streams;
 use dcu_nn::train::Fit;
 use dcu_nn::{Network, Samples, evaluate, model};
-use dcu_stage::{Context, Input, Method, Output, Rejected, Snapshot};
+use dcu_stage::{ChooseDevice, Context, Input, Method, Output, Rejected, Snapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;

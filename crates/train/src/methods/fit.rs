@@ -6,7 +6,7 @@ use dcu_artifact::{Dataset, Holdout, Model, SampleId};
 use dcu_nn::recipe::Recipe;
 use dcu_nn::rng::Streams;
 use dcu_nn::{Network, Samples, model, train};
-use dcu_stage::{Context, Failure, Input, Method, Output, Rejected, Snapshot};
+use dcu_stage::{ChooseDevice, Context, Failure, Input, Method, Output, Rejected, Snapshot};
 use serde::Serialize;
 use serde_json::json;
 

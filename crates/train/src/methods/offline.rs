@@ -9,7 +9,7 @@ use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
 use dcu_nn::train::{self, Phase, Prepared};
 use dcu_nn::{Network, Part, Samples, Trainable, model};
-use dcu_stage::{Checkpoints, Context, Failure, Input, Method, Output, Progress, Rejected, Snapshot};
+use dcu_stage::{Checkpoints, ChooseDevice, Context, Failure, Input, Method, Output, Progress, Rejected, Snapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -130,7 +130,7 @@ impl Phases<'_> {
         let (mut first, mut done) = (0, 0);
         if let Some(snapshot) = checkpoints.resume() {
             (first, done) = serde_json::from_value(snapshot.position)?;
-            network = Network::from_tensors(network.architecture(), &snapshot.tensors)?;
+            network = network.with_tensors(&snapshot.tensors)?;
         }
         for step in first..2 * iterations {
             let part = if step % 2 == 0 { Part::Final } else { Part::Intermediate };

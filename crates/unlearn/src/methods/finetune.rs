@@ -4,7 +4,7 @@ use dcu_artifact::{Dataset, Ensemble, Holdout, Model, Reduced, Request};
 use dcu_nn::model;
 use dcu_nn::recipe::Recipe;
 use dcu_nn::rng::Streams;
-use dcu_stage::{Context, Input, Method, Output, Rejected};
+use dcu_stage::{ChooseDevice, Context, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

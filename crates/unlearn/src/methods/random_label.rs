@@ -6,7 +6,7 @@
 use dcu_artifact::{Dataset, Ensemble, Holdout, Model, Reduced, Request};
 use dcu_nn::model;
 use dcu_nn::rng::Streams;
-use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
+use dcu_stage::{ChooseDevice, Context, Failure, Input, Method, Output, Rejected};
 
 use crate::lesson::{Course, Lesson, classes_gone, forgotten, rows_of};
 
