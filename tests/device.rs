@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use dcu_artifact::{Model, Tensor};
+use dcu_artifact::Metrics;
 use dcu_tests::{Finished, Project, SMALL, program};
 use serde_json::Value;
 
@@ -25,17 +25,9 @@ const COMPUTED: [&str; 10] = [
     "report",
 ];
 
-/// The largest difference of two models' weights.
-fn distance(left: &Path, right: &Path) -> f32 {
-    let [left, right] = [left, right].map(|path| dcu_artifact::read::<Model>(path).unwrap().0.tensors);
-    let mut largest = 0.0_f32;
-    for (name, tensor) in &left {
-        if let (Tensor::F32(left), Tensor::F32(right)) = (tensor, &right[name]) {
-            assert_eq!(left.shape, right.shape, "{name}");
-            largest = left.data.iter().zip(&right.data).map(|(left, right)| (left - right).abs()).fold(largest, f32::max);
-        }
-    }
-    largest
+/// The loss of each test sample, as an artifact of metrics has it.
+fn test_losses(path: &Path) -> Vec<f64> {
+    dcu_artifact::read::<Metrics>(path).unwrap().0.arrays["test_losses"].data.clone()
 }
 
 #[test]
@@ -51,15 +43,11 @@ fn another_device_has_results_of_its_own_that_are_close() {
     assert!(COMPUTED.iter().all(|name| is_in(&ran, name)), "{}", run.stderr);
     assert!(["data", "holdout", "request#1"].iter().all(|name| is_in(&cached, name)), "{}", run.stderr);
 
-    let [kernels, own] = [&[][..], &composed].map(|more| project.artifact("base#1", more));
-    let distance = distance(&kernels, &own);
-    assert!(kernels != own && distance > 0.0 && distance < 1e-3, "{distance}");
-    let losses = |more: &[&str]| -> Vec<f64> {
-        let rows = project.metrics(more);
-        rows.iter().flat_map(|row| row["test_accuracy"].as_f64()).collect()
-    };
-    for (kernels, own) in losses(&[]).into_iter().zip(losses(&composed)) {
-        assert!((kernels - own).abs() < 0.05, "{kernels} {own}");
+    // Not the weights: biases before a normalisation have no gradient but rounding, of which Adam makes steps.
+    for judged in ["evaluate@base#1", "evaluate@retrain#1"] {
+        let [kernels, own] = [&[][..], &composed].map(|more| test_losses(&project.artifact(judged, more)));
+        let furthest = kernels.iter().zip(&own).map(|(kernels, own)| (kernels - own).abs()).fold(0.0, f64::max);
+        assert!(kernels.len() == own.len() && furthest > 0.0 && furthest < 0.01, "{judged}: {furthest}");
     }
 
     // Either stays what it was.

@@ -27,6 +27,7 @@ impl Method for Evaluate {
     const SUMMARY: &'static str = "Accuracies on retain, forget and test samples, the membership attack, and the losses behind them";
     // The draws of the attack are the same for every model, so that methods are compared on the same samples.
     const USES_SEED: bool = false;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] = &[
         Input::one::<Model>("model"),
         Input::one::<Dataset>("dataset"),

@@ -38,6 +38,7 @@ impl Method for Fdm {
     const VERSION: u32 = 2;
     const SUMMARY: &'static str = "Condenses each bucket to one weighted sum of its images that matches their mean feature";
     const USES_SEED: bool = false;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Model>("model"), Input::one::<Buckets>("buckets")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Condensed>("condensed")];
 

@@ -34,6 +34,7 @@ impl Method for Ensemble {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Trains a model without each fold of the training set, by a model's architecture and recipe, and keeps what each says of every sample";
     const USES_SEED: bool = true;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] = &[
         Input::one::<Dataset>("dataset"),
         Input::one::<Model>("model"),

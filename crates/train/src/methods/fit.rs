@@ -32,6 +32,7 @@ impl Method for Fit {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Trains a network from scratch";
     const USES_SEED: bool = true;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] =
         &[Input::one::<Dataset>("dataset"), Input::optional::<Dataset>("test"), Input::optional::<Holdout>("holdout")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Model>("model")];

@@ -66,6 +66,7 @@ impl Method for Offline {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Prepares a model for modular unlearning, once for all requests";
     const USES_SEED: bool = true;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] =
         &[Input::one::<Dataset>("dataset"), Input::one::<Dataset>("test"), Input::one::<Holdout>("holdout"), Input::one::<Model>("model")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Model>("model")];

@@ -26,6 +26,7 @@ impl Method for Finetune {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Trains the original model on, on the retain set alone";
     const USES_SEED: bool = true;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] = &[
         Input::one::<Model>("model"),
         Input::one::<Dataset>("dataset"),

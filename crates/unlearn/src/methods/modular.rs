@@ -117,6 +117,7 @@ impl Method for Modular {
     const SUMMARY: &'static str =
         "Modular unlearning: overture of beginning and final, then one pass of the intermediate, on the reduced set";
     const USES_SEED: bool = true;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] = &[
         Input::one::<Model>("model"),
         Input::unused::<Dataset>("dataset"),

@@ -18,6 +18,7 @@ impl Method for Match {
     const SUMMARY: &'static str =
         "Teaches the model, of each forget sample, the prediction of models that never saw it (an ensemble by folds)";
     const USES_SEED: bool = true;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] = &[
         Input::one::<Model>("model"),
         Input::one::<Dataset>("dataset"),

@@ -17,6 +17,7 @@ impl Method for RandomLabel {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Teaches the model a wrong label of each forget sample";
     const USES_SEED: bool = true;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] = &[
         Input::one::<Model>("model"),
         Input::one::<Dataset>("dataset"),

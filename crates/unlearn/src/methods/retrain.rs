@@ -32,6 +32,7 @@ impl Method for Retrain {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Trains from scratch on the retain set, by the base model's architecture and recipe, never its weights";
     const USES_SEED: bool = true;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] = &[
         Input::one::<Model>("model"),
         Input::one::<Dataset>("dataset"),
