@@ -119,6 +119,9 @@ fn command(session: &Session, index: usize, draft: &Draft, options: Options) -> 
         Task::Method { crate_name, method, .. } => {
             let mut command = Command::new(session.catalogue.program(crate_name)?);
             command.arg(method).args(["--progress", "json"]);
+            if let Some(device) = session.device_of(index) {
+                command.arg("--device").arg(device);
+            }
             if let Some(threads) = options.threads {
                 command.arg("--threads").arg(threads.to_string());
             }

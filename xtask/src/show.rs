@@ -29,7 +29,7 @@ pub(crate) fn list(name: Option<&str>, as_json: bool) -> anyhow::Result<()> {
         Some(name) => BTreeSet::from([name.split('/').next().unwrap_or(name).to_owned()]),
         None => programs::first_programs(workspace())?,
     };
-    let mut catalogue = Catalogue::open(workspace(), None, &needed, Mode::Look)?;
+    let mut catalogue = Catalogue::open(workspace(), None, &needed, Mode::Look, None)?;
     if catalogue.is_outdated() {
         // What a program says of itself may be what has changed.
         catalogue = catalogue.rebuilt()?;

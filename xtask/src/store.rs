@@ -41,6 +41,9 @@ pub(crate) struct Parts {
     /// The outputs with their schemas.
     pub(crate) outputs: BTreeMap<String, String>,
     pub(crate) code: Code,
+    /// Where it was computed, unless on the CPU as usual or the same everywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) device: Option<String>,
 }
 
 /// The digest of the parts.
@@ -72,7 +75,7 @@ pub(crate) struct Record {
     pub(crate) cost: Option<Cost>,
     #[serde(default)]
     pub(crate) profile: Profile,
-    /// The CPU's features, as far as results depend on them.
+    /// The CPU's features, as far as results depend on them, and the device if it is unusual.
     pub(crate) cpu: String,
     /// As many threads as the stage said that it had.
     pub(crate) threads: Option<usize>,
@@ -638,6 +641,7 @@ mod tests {
             externals: BTreeMap::new(),
             outputs: BTreeMap::from([("holdout".to_owned(), "holdout/1".to_owned())]),
             code: Code { files: BTreeMap::new(), dependencies: None, build: None },
+            device: None,
         };
         let provenance = Provenance {
             producer: Producer { crate_name: "dcu-data".into(), method: "holdout".into(), version: 1 },

@@ -54,7 +54,8 @@ impl<'a> Matching<'a> {
     pub fn step(&mut self, rate: f64) -> Result<f64> {
         let Some(moving) = &mut self.moving else { return Ok(0.0) };
         let fused = moving.weights.apply_op1(moving.sum.clone())?;
-        let features = self.network.features(&fused)?;
+        // Images, weights and the loss are on the CPU, wherever the network is.
+        let features = self.network.features(&fused)?.to_device(&Device::Cpu)?;
         self.steps += 1;
         let squares = (features - &moving.target)?.sqr()?;
         let loss = squares.sum_all()?;

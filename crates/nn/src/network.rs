@@ -13,6 +13,7 @@ use crate::fuse::{Kernel, Piece, fuse};
 use crate::gradients::Gradients;
 use crate::graph::{Graph, Initial, Operation, Role, Slot, Step, Value};
 use crate::ops::{self, BATCH_NORM_EPSILON, Convolution, Deposit, FrozenBlock, InstanceBlock, Normalisation, Statistics, Weight, composed};
+use crate::place::Place;
 use crate::rng::{Stream, Streams};
 use crate::tally;
 
@@ -139,23 +140,6 @@ fn rounded(value: f64, dtype: DType) -> f64 {
 /// The statistics of a batch, by the name of the normalisation that they belong to.
 type Moved = Vec<(String, Statistics)>;
 
-/// Where and by what a network computes.
-#[derive(Debug, Clone)]
-pub struct Place {
-    /// The device. On others than the CPU operations are composed of candle's own.
-    pub device: Device,
-    /// The numbers: f32, or f64.
-    pub dtype: DType,
-    /// Whether operations are composed of candle's own on the CPU too. Slower, and differentiable twice where candle's are.
-    pub composed: bool,
-}
-
-impl Default for Place {
-    fn default() -> Self {
-        Self { device: Device::Cpu, dtype: DType::F32, composed: false }
-    }
-}
-
 /// A network with its weights. It has no `clone`, whose variables would be those of the original: [`Self::duplicate`] shares nothing.
 #[derive(Debug)]
 pub struct Network {
@@ -180,12 +164,12 @@ struct Pass<'a> {
 }
 
 impl Network {
-    /// A network with fresh weights, as PyTorch, torchvision or timm start it. Each tensor has a stream of its own.
+    /// A network with fresh weights, as PyTorch, torchvision or timm start it, at the place of this process. Each tensor has a stream of its own.
     ///
     /// # Errors
     /// When there is no network of this architecture.
     pub fn initialised(architecture: &Architecture, streams: &Streams) -> Result<Self> {
-        Self::build(architecture, Place::default(), |slot| {
+        Self::build(architecture, Place::of_process(), |slot| {
             let count = slot.shape.iter().product();
             let mut stream = streams.stream(&format!("initialise {}", slot.name));
             let values = match slot.initial {
@@ -197,12 +181,12 @@ impl Network {
         })
     }
 
-    /// A network with given weights, by PyTorch's names. A missing `num_batches_tracked` counts as 0.
+    /// A network with given weights, by PyTorch's names, at the place of this process. A missing `num_batches_tracked` counts as 0.
     ///
     /// # Errors
     /// Names a tensor that is missing, of the wrong shape or type, or not part of the network.
     pub fn from_tensors(architecture: &Architecture, tensors: &BTreeMap<String, Stored>) -> Result<Self> {
-        Self::at(Place::default(), architecture, tensors)
+        Self::at(Place::of_process(), architecture, tensors)
     }
 
     /// The same on another device, in other numbers.
@@ -265,6 +249,14 @@ impl Network {
         }
         let pieces = fuse(&graph);
         Ok(Self { architecture: architecture.clone(), graph, pieces, place, parameters, deposits, averages, fixed })
+    }
+
+    /// A network like this one, at the same place, with other weights.
+    ///
+    /// # Errors
+    /// As [`Self::from_tensors`].
+    pub fn with_tensors(&self, tensors: &BTreeMap<String, Stored>) -> Result<Self> {
+        Self::at(self.place.clone(), &self.architecture, tensors)
     }
 
     /// A copy that shares nothing with this network.

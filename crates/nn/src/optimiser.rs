@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Storage, Tensor, Var, bail};
+use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Storage, Tensor, Var, bail};
 use dcu_artifact::{Array, Tensor as Stored};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -148,7 +148,8 @@ impl Optimiser {
         Self { spared: names, ..self }
     }
 
-    /// One step on all `parameters`, which are of f32 or f64.
+    /// One step on all `parameters`, which are of f32 or f64. It is made on the CPU: gradients and parameters of another device come there, and parameters
+    /// go back.
     ///
     /// # Errors
     /// When a parameter has no gradient, the gradient or a restored moment has another shape or type than its parameter, or the gradients are to be
@@ -170,7 +171,7 @@ impl Optimiser {
                     bail!("the optimiser's moments of `{name}` are {:?}, the parameter is {:?}", state.first.dtype(), parameter.dtype());
                 }
             }
-            steps.push((name, parameter, gradient.contiguous()?));
+            steps.push((name, parameter, gradient.to_device(&Device::Cpu)?.contiguous()?));
         }
         let scale = match self.clip {
             Some(most) => clip_factor(most, steps.iter().map(|(.., gradient)| gradient))?,
@@ -189,7 +190,12 @@ impl Optimiser {
                 Rule::Muon { momentum, others } => (Rule::Nesterov { momentum, weight_decay: 0.0 }, rate * others),
                 rule => (rule, rate),
             };
-            parameter.inplace_op2(&gradient, &Update { rule, rate, scale, state: Mutex::new(state) })?;
+            // On the CPU this is the parameter itself.
+            let on_cpu = parameter.to_device(&Device::Cpu)?;
+            on_cpu.inplace_op2(&gradient, &Update { rule, rate, scale, state: Mutex::new(state) })?;
+            if !parameter.device().is_cpu() {
+                parameter.set(&on_cpu.to_device(parameter.device())?)?;
+            }
         }
         tally::step();
         Ok(())
@@ -246,7 +252,7 @@ impl Optimiser {
 
 /// One step of [`Rule::Muon`] on a weight of two dimensions or more.
 fn muon_step(parameter: &Var, gradient: &Tensor, velocity: &mut Moments, [momentum, rate, scale]: [f64; 3]) -> Result<()> {
-    let gradient = (gradient * scale)?;
+    let gradient = (gradient.to_device(&Device::Cpu)? * scale)?;
     let before = match &*velocity {
         Moments::F32(values) => Tensor::from_slice(values, gradient.dims(), gradient.device())?,
         Moments::F64(values) => Tensor::from_slice(values, gradient.dims(), gradient.device())?,
@@ -260,7 +266,7 @@ fn muon_step(parameter: &Var, gradient: &Tensor, velocity: &mut Moments, [moment
     let (rows, columns) = ahead.dims2()?;
     let larger = (rows as f64 / columns as f64).max(1.0).sqrt();
     let step = (orthogonal(&ahead)? * (-rate * larger))?.reshape(parameter.dims())?;
-    parameter.set(&(parameter.as_detached_tensor() + step)?)
+    parameter.set(&(parameter.as_detached_tensor() + step.to_device(parameter.device())?)?)
 }
 
 /// A matrix with about the same singular vectors, whose singular values lie between 0.7 and 1.2: five steps of a Newton-Schulz iteration of the fifth order, whose

@@ -228,7 +228,7 @@ pub fn snapshot(network: &Network, optimiser: &Optimiser) -> Result<BTreeMap<Str
 /// When the snapshot is of another network.
 pub fn resume(network: &Network, rule: Rule, tensors: BTreeMap<String, Stored>) -> Result<(Network, Optimiser)> {
     let (state, weights): (BTreeMap<_, _>, BTreeMap<_, _>) = tensors.into_iter().partition(|(name, _)| name.contains('@'));
-    let (network, optimiser) = (Network::from_tensors(network.architecture(), &weights)?, Optimiser::from_tensors(rule, &state)?);
+    let (network, optimiser) = (network.with_tensors(&weights)?, Optimiser::from_tensors(rule, &state)?);
     let parameters = network.parameters(&Trainable::all(network.graph()));
     for (name, length) in optimiser.lengths() {
         match parameters.get(name) {
@@ -337,7 +337,7 @@ impl Fit {
         for tensors in
             average.iter().map(Average::tensors).chain(best.iter().map(|best| &best.tensors)).filter(|tensors| !tensors.is_empty())
         {
-            Network::from_tensors(network.architecture(), tensors)?;
+            network.with_tensors(tensors)?;
         }
         if self.recipe.keep == Keep::Best && !is_over && best.as_ref().is_some_and(|best| best.tensors.is_empty()) {
             bail!("the snapshot has no weights of the best epoch");
@@ -416,8 +416,7 @@ impl Fit {
     /// Judges what the training would end with now, and remembers it where it is the best.
     fn validate(&mut self) -> Result<()> {
         let Some(validation) = &self.validation else { return Ok(()) };
-        let averaged =
-            self.average.as_ref().map(|average| Network::from_tensors(self.network.architecture(), average.tensors())).transpose()?;
+        let averaged = self.average.as_ref().map(|average| self.network.with_tensors(average.tensors())).transpose()?;
         let network = averaged.as_ref().unwrap_or(&self.network);
         let judgement = evaluate::judge(network, validation)?;
         let score = match self.recipe.watch {
@@ -436,7 +435,7 @@ impl Fit {
         let average = self.average.take();
         let kept = self.best.as_mut().map(|best| std::mem::take(&mut best.tensors)).filter(|tensors| !tensors.is_empty());
         if let Some(tensors) = kept.or_else(|| average.map(|average| average.tensors().clone())) {
-            self.network = Network::from_tensors(self.network.architecture(), &tensors)?;
+            self.network = self.network.with_tensors(&tensors)?;
         }
         if self.recipe.average_last > 0 {
             for part in Part::ALL {

@@ -17,6 +17,7 @@ use crate::{Checkpoints, External, Input, Meter, Output};
 pub struct Context {
     pub(crate) crate_name: &'static str,
     pub(crate) seed: Option<u64>,
+    pub(crate) device: Option<String>,
     pub(crate) inputs: BTreeMap<String, Vec<PathBuf>>,
     pub(crate) outputs: BTreeMap<String, PathBuf>,
     pub(crate) timings: Option<PathBuf>,
@@ -33,6 +34,8 @@ pub struct Context {
 /// The arguments of a run, as the command line gives them.
 pub(crate) struct Arguments {
     pub(crate) seed: Option<u64>,
+    /// Where it computes; by default on the CPU.
+    pub(crate) device: Option<String>,
     pub(crate) inputs: Vec<(String, PathBuf)>,
     pub(crate) outputs: Vec<(String, PathBuf)>,
     pub(crate) timings: Option<PathBuf>,
@@ -50,6 +53,7 @@ impl Context {
         Self {
             crate_name,
             seed: arguments.seed,
+            device: arguments.device,
             inputs,
             outputs: arguments.outputs.into_iter().collect(),
             timings: arguments.timings,
@@ -223,7 +227,11 @@ impl Context {
     /// Outside of a run.
     #[must_use]
     pub fn checkpoints(&self) -> Checkpoints {
-        let provenance = self.provenance.clone().expect("a method runs inside its entry");
+        let mut provenance = self.provenance.clone().expect("a method runs inside its entry");
+        if let Some(device) = &self.device {
+            // What one device began another must not end.
+            provenance.producer.method.push_str(&format!(" on {device}"));
+        }
         Checkpoints::new(self.checkpoint.clone(), provenance, self.checkpoint_interval, self.progress, self.clock.clone(), self.meter)
     }
 
@@ -238,5 +246,40 @@ impl Context {
             "outputs": self.written, "seconds": seconds, "earlier": earlier, "cost": cost, "peak_memory": crate::memory::peak_memory(),
             "threads": rayon::current_num_threads(),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::Snapshot;
+
+    use super::*;
+
+    #[test]
+    fn what_one_device_began_another_does_not_go_on_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = |device: Option<&str>| {
+            let arguments = Arguments {
+                seed: None,
+                device: device.map(str::to_owned),
+                inputs: Vec::new(),
+                outputs: Vec::new(),
+                timings: None,
+                checkpoint: Some(folder.path().to_owned()),
+                checkpoint_interval: Duration::ZERO,
+                progress: Progress::silent(),
+            };
+            let mut context = Context::new("dcu-test", arguments);
+            context.set_provenance("fit", 1, false, json!({}), &[]).unwrap();
+            context.checkpoints()
+        };
+        let snapshot = || Snapshot { position: json!(3), tensors: BTreeMap::new() };
+        for (device, others) in [(None, [Some("cpu-composed"), Some("cuda:0")]), (Some("cuda:0"), [None, Some("cuda:1")])] {
+            checkpoints(device).offer(|| Ok(snapshot())).unwrap();
+            assert_eq!(checkpoints(device).resume(), Some(snapshot()), "{device:?}");
+            for other in others {
+                assert_eq!(checkpoints(other).resume(), None, "{device:?} {other:?}");
+            }
+        }
     }
 }

@@ -30,5 +30,5 @@ pub use failure::{Failure, Rejected};
 pub use look::is_looking;
 pub use memory::keep_freed_memory;
 pub use meter::Meter;
-pub use method::{Entry, External, Input, Method, Output, entry};
+pub use method::{ChooseDevice, Entry, External, Input, Method, Output, entry};
 pub use progress::Progress;

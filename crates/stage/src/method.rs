@@ -83,6 +83,9 @@ pub struct External {
     pub digest: Option<Digest>,
 }
 
+/// Puts what a method computes on the device of this name; otherwise says what is wrong and what to do.
+pub type ChooseDevice = fn(&str) -> Result<(), (String, String)>;
+
 /// One method of a stage crate.
 pub trait Method {
     /// The name after the crate's, as in `uses: train/NAME`.
@@ -101,6 +104,8 @@ pub trait Method {
     const OUTPUTS: &'static [Output];
     /// Whether it needs the runner's timings.
     const TIMINGS: bool = false;
+    /// How it is put on a device, where its result depends on that. Without, it computes on the CPU, whatever the device of the run.
+    const DEVICE: Option<ChooseDevice> = None;
 
     /// The parameters as the user writes them: every field with a default and a docstring, unknown fields denied. A field that is a
     /// location carries `#[schemars(extend("x-location" = true))]`.
@@ -154,6 +159,7 @@ pub struct Entry {
     pub(crate) inputs: &'static [Input],
     pub(crate) outputs: &'static [Output],
     pub(crate) timings: bool,
+    pub(crate) device: Option<ChooseDevice>,
     pub(crate) schema: fn() -> Value,
     pub(crate) check: fn(Value) -> anyhow::Result<Answer>,
     pub(crate) run: fn(Value, &mut Context) -> anyhow::Result<()>,
@@ -186,6 +192,7 @@ pub fn entry<M: Method>() -> Entry {
         inputs: M::INPUTS,
         outputs: M::OUTPUTS,
         timings: M::TIMINGS,
+        device: M::DEVICE,
         schema: || schemars::schema_for!(M::Parameters).to_value(),
         check: |value| {
             let checked = M::check(parse::<M::Parameters>(value.clone())?)?;
@@ -237,7 +244,7 @@ impl Entry {
     pub(crate) fn describe(&self) -> Value {
         json!({
             "name": self.name, "version": self.version, "summary": self.summary, "uses_seed": self.uses_seed, "pinned": self.pinned,
-            "timings": self.timings, "parameters": (self.schema)(),
+            "timings": self.timings, "uses_device": self.device.is_some(), "parameters": (self.schema)(),
             "inputs": self.inputs, "outputs": self.outputs,
         })
     }
@@ -338,6 +345,7 @@ mod tests {
     fn run(parameters: Value, output: PathBuf) -> anyhow::Result<Value> {
         let arguments = Arguments {
             seed: None,
+            device: None,
             inputs: vec![("request".into(), "nowhere".into())],
             outputs: vec![("request".into(), output)],
             timings: None,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 use dcu_artifact::{Array, Buckets, Condensed, CondensedFacts, Dataset, Members, Model, Reach, Tensor as Stored};
 use dcu_nn::{Network, Samples, model};
-use dcu_stage::{Context, Failure, Input, Method, Output, Progress, Rejected, Snapshot};
+use dcu_stage::{ChooseDevice, Context, Failure, Input, Method, Output, Progress, Rejected, Snapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -39,6 +39,7 @@ impl Method for Fdm {
     const VERSION: u32 = 2;
     const SUMMARY: &'static str = "Condenses each bucket to one weighted sum of its images that matches their mean feature";
     const USES_SEED: bool = false;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Model>("model"), Input::one::<Buckets>("buckets")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Condensed>("condensed")];
 

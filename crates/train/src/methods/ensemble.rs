@@ -5,7 +5,7 @@ use dcu_artifact::{Array, Dataset, Ensemble as Artifact, EnsembleFacts, Holdout,
 use dcu_nn::rng::Streams;
 use dcu_nn::train::Fit;
 use dcu_nn::{Network, Samples, evaluate, model};
-use dcu_stage::{Context, Failure, Input, Method, Output, Rejected, Snapshot};
+use dcu_stage::{ChooseDevice, Context, Failure, Input, Method, Output, Rejected, Snapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -53,6 +53,7 @@ impl Method for Ensemble {
     const VERSION: u32 = 2;
     const SUMMARY: &'static str = "Trains many models by a model's architecture and recipe, each on a part of the training set, and keeps what each says of every sample";
     const USES_SEED: bool = true;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] = &[
         Input::one::<Dataset>("dataset"),
         Input::one::<Model>("model"),

@@ -6,7 +6,7 @@ use dcu_artifact::{Dataset, Holdout, Model, Retain, SampleId};
 use dcu_nn::recipe::Recipe;
 use dcu_nn::rng::Streams;
 use dcu_nn::{Network, Samples, model, train};
-use dcu_stage::{Context, Failure, Input, Method, Output, Rejected, Snapshot};
+use dcu_stage::{ChooseDevice, Context, Failure, Input, Method, Output, Rejected, Snapshot};
 use serde::Serialize;
 use serde_json::json;
 
@@ -42,6 +42,7 @@ impl Method for Fit {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Trains a network from scratch, on a dataset or on rows in its place (`retain`)";
     const USES_SEED: bool = true;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] = &[
         Input::one::<Dataset>("dataset"),
         Input::optional::<Retain>("retain"),
