@@ -10,10 +10,12 @@ mod synthetic;
 pub fn methods() -> Vec<dcu_stage::Entry> {
     use dcu_stage::entry;
     vec![
+        entry::<methods::blend::Blend>(),
         entry::<methods::cluster::Cluster>(),
         entry::<methods::coreset::Coreset>(),
         entry::<methods::dm::Dm>(),
         entry::<methods::fdm::Fdm>(),
+        entry::<methods::gm::Gm>(),
         entry::<methods::reduce::Reduce>(),
     ]
 }

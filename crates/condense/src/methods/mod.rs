@@ -1,7 +1,9 @@
 //! One file a method.
 
+pub(crate) mod blend;
 pub(crate) mod cluster;
 pub(crate) mod coreset;
 pub(crate) mod dm;
 pub(crate) mod fdm;
+pub(crate) mod gm;
 pub(crate) mod reduce;
