@@ -65,6 +65,10 @@ impl Method for Blend {
         let network = Network::initialised(&architecture, &Streams::new(context.seed(), "condense/blend"))?;
         let members = buckets.members();
         let rate = parameters.lr.unwrap_or_else(|| published_rate(f64::from(buckets.k)));
+        if rate <= 0.0 {
+            let message = format!("the published learning rate for {} buckets of a class is {rate}, outside of what it was fitted for", buckets.k);
+            return Err(Failure::new(message, "give an `lr`").into());
+        }
         context.progress().phase("matching");
         let (images, weights) = blend(&network, &dataset, &members, parameters.steps, rate)?;
         let [channels, height, width] = dataset.image_shape();
@@ -87,9 +91,7 @@ impl Method for Blend {
 
 /// The learning rate for so many buckets of a class.
 fn published_rate(buckets: f64) -> f64 {
-    let cubic = -2.397e-6 * buckets.powi(3) + 0.01265 * buckets.powi(2) - 0.2558 * buckets + 1.461;
-    // Between the roots of the fit, for a few buckets, it would be next to nothing.
-    cubic.max(0.1)
+    -2.397e-6 * buckets.powi(3) + 0.01265 * buckets.powi(2) - 0.2558 * buckets + 1.461
 }
 
 /// The image of each bucket, and the weight of each sample in its bucket's.
