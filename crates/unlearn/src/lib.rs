@@ -20,6 +20,7 @@ pub fn methods() -> Vec<dcu_stage::Entry> {
         entry::<Stage<methods::salun::SalUn>>(),
         entry::<Stage<methods::scrub::Scrub>>(),
         entry::<Stage<methods::ssd::Ssd>>(),
+        entry::<Stage<methods::lfssd::LossFreeSsd>>(),
         entry::<methods::importance::OfData>(),
         entry::<Stage<methods::retrain::Retrain>>(),
         entry::<Stage<methods::finetune::Finetune>>(),

@@ -2,6 +2,7 @@
 
 pub(crate) mod finetune;
 pub(crate) mod importance;
+pub(crate) mod lfssd;
 pub(crate) mod modular;
 pub(crate) mod oracle;
 pub(crate) mod random_label;
