@@ -4,6 +4,7 @@ mod algebra;
 mod course;
 mod fit;
 mod frame;
+mod head;
 mod methods;
 mod targets;
 
@@ -22,6 +23,9 @@ pub fn methods() -> Vec<dcu_stage::Entry> {
         entry::<Stage<methods::ssd::Ssd>>(),
         entry::<Stage<methods::lfssd::LossFreeSsd>>(),
         entry::<methods::importance::OfData>(),
+        entry::<Stage<methods::fisher::Fisher>>(),
+        entry::<Stage<methods::ntk::Ntk>>(),
+        entry::<Stage<methods::influence::Influence>>(),
         entry::<Stage<methods::retrain::Retrain>>(),
         entry::<Stage<methods::finetune::Finetune>>(),
     ]

@@ -1,9 +1,12 @@
 //! One file a method.
 
 pub(crate) mod finetune;
+pub(crate) mod fisher;
 pub(crate) mod importance;
+pub(crate) mod influence;
 pub(crate) mod lfssd;
 pub(crate) mod modular;
+pub(crate) mod ntk;
 pub(crate) mod oracle;
 pub(crate) mod random_label;
 pub(crate) mod retrain;
