@@ -26,6 +26,7 @@ pub fn methods() -> Vec<dcu_stage::Entry> {
         entry::<Stage<methods::fisher::Fisher>>(),
         entry::<Stage<methods::ntk::Ntk>>(),
         entry::<Stage<methods::influence::Influence>>(),
+        entry::<Stage<methods::woodfisher::WoodFisher>>(),
         entry::<Stage<methods::retrain::Retrain>>(),
         entry::<Stage<methods::finetune::Finetune>>(),
     ]

@@ -13,3 +13,4 @@ pub(crate) mod retrain;
 pub(crate) mod salun;
 pub(crate) mod scrub;
 pub(crate) mod ssd;
+pub(crate) mod woodfisher;
