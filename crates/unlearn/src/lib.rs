@@ -23,6 +23,7 @@ pub fn methods() -> Vec<dcu_stage::Entry> {
         entry::<Stage<methods::ssd::Ssd>>(),
         entry::<Stage<methods::lfssd::LossFreeSsd>>(),
         entry::<methods::importance::OfData>(),
+        entry::<Stage<methods::jit::Jit>>(),
         entry::<Stage<methods::fisher::Fisher>>(),
         entry::<Stage<methods::ntk::Ntk>>(),
         entry::<Stage<methods::influence::Influence>>(),

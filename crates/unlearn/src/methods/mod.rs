@@ -4,6 +4,7 @@ pub(crate) mod finetune;
 pub(crate) mod fisher;
 pub(crate) mod importance;
 pub(crate) mod influence;
+pub(crate) mod jit;
 pub(crate) mod lfssd;
 pub(crate) mod modular;
 pub(crate) mod ntk;
