@@ -28,6 +28,8 @@ pub fn methods() -> Vec<dcu_stage::Entry> {
         entry::<Stage<methods::ntk::Ntk>>(),
         entry::<Stage<methods::influence::Influence>>(),
         entry::<Stage<methods::woodfisher::WoodFisher>>(),
+        entry::<Stage<methods::top_k::TopK>>(),
+        entry::<Stage<methods::random_k::RandomK>>(),
         entry::<Stage<methods::retrain::Retrain>>(),
         entry::<Stage<methods::finetune::Finetune>>(),
     ]
