@@ -30,6 +30,7 @@ pub fn methods() -> Vec<dcu_stage::Entry> {
         entry::<Stage<methods::woodfisher::WoodFisher>>(),
         entry::<Stage<methods::top_k::TopK>>(),
         entry::<Stage<methods::random_k::RandomK>>(),
+        entry::<Stage<methods::prune::Prune>>(),
         entry::<Stage<methods::retrain::Retrain>>(),
         entry::<Stage<methods::finetune::Finetune>>(),
     ]

@@ -9,6 +9,7 @@ pub(crate) mod lfssd;
 pub(crate) mod modular;
 pub(crate) mod ntk;
 pub(crate) mod oracle;
+pub(crate) mod prune;
 pub(crate) mod random_k;
 pub(crate) mod random_label;
 pub(crate) mod retrain;
