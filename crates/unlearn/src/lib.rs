@@ -31,6 +31,8 @@ pub fn methods() -> Vec<dcu_stage::Entry> {
         entry::<Stage<methods::top_k::TopK>>(),
         entry::<Stage<methods::random_k::RandomK>>(),
         entry::<Stage<methods::prune::Prune>>(),
+        entry::<Stage<methods::boundary_shrink::BoundaryShrink>>(),
+        entry::<Stage<methods::boundary_expand::BoundaryExpand>>(),
         entry::<Stage<methods::retrain::Retrain>>(),
         entry::<Stage<methods::finetune::Finetune>>(),
     ]

@@ -1,5 +1,7 @@
 //! One file a method.
 
+pub(crate) mod boundary_expand;
+pub(crate) mod boundary_shrink;
 pub(crate) mod finetune;
 pub(crate) mod fisher;
 pub(crate) mod importance;
