@@ -4,6 +4,7 @@ mod algebra;
 mod course;
 mod fit;
 mod frame;
+mod head;
 mod methods;
 mod targets;
 
@@ -28,7 +29,18 @@ pub fn methods() -> Vec<dcu_stage::Entry> {
         entry::<Stage<methods::sparse::Sparse>>(),
         entry::<Stage<methods::scrub::Scrub>>(),
         entry::<Stage<methods::ssd::Ssd>>(),
+        entry::<Stage<methods::lfssd::LossFreeSsd>>(),
         entry::<methods::importance::OfData>(),
+        entry::<Stage<methods::jit::Jit>>(),
+        entry::<Stage<methods::fisher::Fisher>>(),
+        entry::<Stage<methods::ntk::Ntk>>(),
+        entry::<Stage<methods::influence::Influence>>(),
+        entry::<Stage<methods::woodfisher::WoodFisher>>(),
+        entry::<Stage<methods::top_k::TopK>>(),
+        entry::<Stage<methods::random_k::RandomK>>(),
+        entry::<Stage<methods::prune::Prune>>(),
+        entry::<Stage<methods::boundary_shrink::BoundaryShrink>>(),
+        entry::<Stage<methods::boundary_expand::BoundaryExpand>>(),
         entry::<Stage<methods::retrain::Retrain>>(),
         entry::<Stage<methods::finetune::Finetune>>(),
     ]

@@ -66,7 +66,8 @@ impl Method for Blend {
         let members = buckets.members();
         let rate = parameters.lr.unwrap_or_else(|| published_rate(f64::from(buckets.k)));
         if rate <= 0.0 {
-            let message = format!("the published learning rate for {} buckets of a class is {rate}, outside of what it was fitted for", buckets.k);
+            let message =
+                format!("the published learning rate for {} buckets of a class is {rate}, outside of what it was fitted for", buckets.k);
             return Err(Failure::new(message, "give an `lr`").into());
         }
         context.progress().phase("matching");

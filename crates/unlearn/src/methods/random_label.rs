@@ -79,6 +79,26 @@ impl Unlearn for RandomLabel {
 /// # Errors
 /// When the training diverges.
 pub(crate) fn relabel(parameters: &Parameters, task: &mut Task, mask: Option<Gradients>) -> anyhow::Result<Network> {
+    // Under one name, so that a mask that lets everything move changes nothing.
+    let streams = Streams::new(task.streams.seed(), "unlearn/random-label");
+    task.streams = streams.clone();
+    let (count, classes) = (task.forget.len(), task.dataset.classes());
+    relabel_as(parameters, task, mask, |epoch| {
+        let mut stream = streams.indexed("labels", epoch as u64);
+        (0..count).map(|_| stream.below(classes) as u32).collect()
+    })
+}
+
+/// The same with given labels of the forget samples in each epoch.
+///
+/// # Errors
+/// When the training diverges.
+pub(crate) fn relabel_as(
+    parameters: &Parameters,
+    task: &mut Task,
+    mask: Option<Gradients>,
+    labels: impl Fn(usize) -> Vec<u32>,
+) -> anyhow::Result<Network> {
     let (forget, retain, classes) = (task.forget.clone(), task.retain.clone(), task.dataset.classes());
     let (epochs, share) = match parameters.budget {
         Some(budget) => within_budget(budget * task.retraining()? as f64, parameters.epochs, [1.0, 1.0], [forget.len(), retain.len()]),
@@ -87,12 +107,8 @@ pub(crate) fn relabel(parameters: &Parameters, task: &mut Task, mask: Option<Gra
     let network = task.original()?;
     let rule = Rule::Sgd { momentum: parameters.momentum, weight_decay: parameters.weight_decay };
     let course = Course { rule, mask, ..Course::adam(&network, epochs, parameters.lr) };
-    // Under one name, so that a mask that lets everything move changes nothing.
-    let labels = Streams::new(task.streams.seed(), "unlearn/random-label");
-    task.streams = labels.clone();
     task.teach(network, &course, |pupil, epoch| {
-        let mut stream = labels.indexed("labels", epoch as u64);
-        let targets = (0..forget.len()).flat_map(|_| one_hot(stream.below(classes) as u32, classes)).collect();
+        let targets = labels(epoch).into_iter().flat_map(|label| one_hot(label, classes)).collect();
         let relabelled = forget.clone().with_targets(Array::new(vec![forget.len(), classes], targets))?;
         let rows: Vec<usize> = (0..forget.len()).collect();
         pupil.pass("forget", &relabelled, &rows, parameters.batch, |_, batch| batch.cross_entropy())?;

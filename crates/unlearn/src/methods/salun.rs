@@ -19,7 +19,7 @@ pub(crate) struct SalUn;
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Parameters {
     /// The share of the weights that may move, those with the largest gradients.
-    saliency: f64,
+    pub(crate) saliency: f64,
     /// Passes over forget and retain samples.
     epochs: usize,
     /// The share of the retain set that each of them takes, drawn anew.
@@ -45,7 +45,7 @@ impl Default for Parameters {
 }
 
 impl Parameters {
-    fn relabelling(&self) -> random_label::Parameters {
+    pub(crate) fn relabelling(&self) -> random_label::Parameters {
         let Self { epochs, share, budget, lr, momentum, weight_decay, batch, .. } = *self;
         random_label::Parameters { epochs, share, budget, lr, momentum, weight_decay, batch }
     }
@@ -65,9 +65,15 @@ impl Unlearn for SalUn {
     }
 
     fn unlearn(parameters: &Parameters, task: &mut Task) -> anyhow::Result<Network> {
-        let network = task.original()?;
-        let gradient = algebra::gradient(&network, &task.forget)?;
-        let mask: Gradients = algebra::largest(&gradient, parameters.saliency)?;
+        let mask = salient(parameters.saliency, task)?;
         relabel(&parameters.relabelling(), task, Some(mask))
     }
+}
+
+/// 1 for the share of the weights with the largest gradients on the forget samples.
+///
+/// # Errors
+/// When the samples do not fit the network.
+pub(crate) fn salient(share: f64, task: &Task) -> anyhow::Result<Gradients> {
+    algebra::largest(&algebra::gradient(&task.original()?, &task.forget)?, share)
 }
