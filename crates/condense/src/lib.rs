@@ -13,6 +13,7 @@ pub fn methods() -> Vec<dcu_stage::Entry> {
         entry::<methods::blend::Blend>(),
         entry::<methods::cluster::Cluster>(),
         entry::<methods::coreset::Coreset>(),
+        entry::<methods::crops::Crops>(),
         entry::<methods::dm::Dm>(),
         entry::<methods::fdm::Fdm>(),
         entry::<methods::gm::Gm>(),

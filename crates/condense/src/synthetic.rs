@@ -159,7 +159,7 @@ pub(crate) fn one_hot(labels: &[u32], classes: usize) -> Array<f32> {
 }
 
 /// One image of smaller ones beside one another, each [C, H, W]; by the mean of the pixels that become one.
-fn tiled(images: &[Vec<f32>], [channels, height, width]: [usize; 3], tiles: usize) -> Vec<f32> {
+pub(crate) fn tiled(images: &[Vec<f32>], [channels, height, width]: [usize; 3], tiles: usize) -> Vec<f32> {
     if tiles == 1 {
         return images[0].clone();
     }
@@ -191,7 +191,7 @@ fn span(place: usize, into: usize, of: usize) -> std::ops::Range<usize> {
 }
 
 /// Images [N, C, h, w] at another size, bilinear, with pixels as squares (as PyTorch's `align_corners=False`).
-fn resized(images: &Tensor, [height, width]: [usize; 2]) -> Result<Tensor> {
+pub(crate) fn resized(images: &Tensor, [height, width]: [usize; 2]) -> Result<Tensor> {
     let (count, channels, rows, columns) = images.dims4()?;
     let across = images.reshape((count * channels * rows, columns))?.matmul(&interpolation(columns, width)?.t()?)?;
     let down = across.reshape((count * channels, rows, width))?.transpose(1, 2)?.contiguous()?.reshape((count * channels * width, rows))?;

@@ -3,6 +3,7 @@
 pub(crate) mod blend;
 pub(crate) mod cluster;
 pub(crate) mod coreset;
+pub(crate) mod crops;
 pub(crate) mod dm;
 pub(crate) mod fdm;
 pub(crate) mod gm;
