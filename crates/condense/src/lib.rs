@@ -17,6 +17,7 @@ pub fn methods() -> Vec<dcu_stage::Entry> {
         entry::<methods::dm::Dm>(),
         entry::<methods::fdm::Fdm>(),
         entry::<methods::gm::Gm>(),
+        entry::<methods::inversion::Inversion>(),
         entry::<methods::reduce::Reduce>(),
     ]
 }

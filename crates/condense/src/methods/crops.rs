@@ -115,7 +115,7 @@ impl Method for Crops {
 }
 
 /// The probabilities of logits, [n, K].
-fn softmax(logits: Array<f32>) -> Array<f32> {
+pub(super) fn softmax(logits: Array<f32>) -> Array<f32> {
     let classes = logits.row_len();
     let of_row = |row: &[f32]| {
         let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);

@@ -7,4 +7,5 @@ pub(crate) mod crops;
 pub(crate) mod dm;
 pub(crate) mod fdm;
 pub(crate) mod gm;
+pub(crate) mod inversion;
 pub(crate) mod reduce;
