@@ -18,6 +18,7 @@ pub fn methods() -> Vec<dcu_stage::Entry> {
         entry::<methods::fdm::Fdm>(),
         entry::<methods::gm::Gm>(),
         entry::<methods::inversion::Inversion>(),
+        entry::<methods::mtt::Mtt>(),
         entry::<methods::reduce::Reduce>(),
     ]
 }

@@ -763,9 +763,19 @@ fn stored(tensor: &Tensor) -> Result<Stored> {
 /// # Errors
 /// When the loss is not one number, or does not depend on one of the parameters.
 pub fn backward(loss: &Tensor, networks: &[(&Network, &Trainable)]) -> Result<Vec<Gradients>> {
+    backward_to(loss, networks, &[]).map(|(gradients, _)| gradients)
+}
+
+/// The same, and the gradients of variables that the networks' inputs were made of, in their order.
+///
+/// # Errors
+/// As [`backward`], and when the loss does not depend on one of the variables.
+pub fn backward_to(loss: &Tensor, networks: &[(&Network, &Trainable)], inputs: &[&Var]) -> Result<(Vec<Gradients>, Vec<Tensor>)> {
     // What a backward pass that nobody asked these networks about left behind.
     networks.iter().flat_map(|(network, _)| network.deposits.values()).for_each(|deposit| drop(deposit.take()));
     let mut collected = loss.backward()?;
+    let of_input = |input: &&Var| collected.remove(input).ok_or_else(|| candle_core::Error::msg("the loss does not depend on an input"));
+    let of_inputs = inputs.iter().map(of_input).collect::<Result<Vec<_>>>()?;
     let of_network = |&(network, trainable): &(&Network, &Trainable)| {
         let of_parameter = |(name, parameter): (&str, &Var)| {
             let left = network.deposits.get(name).and_then(Deposit::take);
@@ -778,5 +788,5 @@ pub fn backward(loss: &Tensor, networks: &[(&Network, &Trainable)]) -> Result<Ve
         };
         network.parameters(trainable).into_iter().map(of_parameter).collect()
     };
-    networks.iter().map(of_network).collect()
+    Ok((networks.iter().map(of_network).collect::<Result<_>>()?, of_inputs))
 }

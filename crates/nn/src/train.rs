@@ -358,6 +358,12 @@ impl Fit {
         Ok(tensors)
     }
 
+    /// The network as it is.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
     /// The epochs done.
     #[must_use]
     pub fn done(&self) -> usize {

@@ -8,4 +8,5 @@ pub(crate) mod dm;
 pub(crate) mod fdm;
 pub(crate) mod gm;
 pub(crate) mod inversion;
+pub(crate) mod mtt;
 pub(crate) mod reduce;
