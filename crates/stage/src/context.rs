@@ -269,7 +269,7 @@ mod tests {
                 checkpoint_interval: Duration::ZERO,
                 progress: Progress::silent(),
             };
-            let mut context = Context::new("dcu-test", arguments);
+            let mut context = Context::new("dcu-test", arguments, None);
             context.set_provenance("fit", 1, false, json!({}), &[]).unwrap();
             context.checkpoints()
         };
