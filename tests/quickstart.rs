@@ -44,6 +44,8 @@ fn quickstart_forgets_what_it_learned_and_only_pays_for_what_changed() {
         assert_eq!(score(method, "unlearn_seconds") > 0.0, method != "original");
     }
 
+    let first_costs = costs(&project);
+
     // Again: nothing to do.
     let again = project.xtask("run", &[]).success();
     assert_eq!(again.cached().len(), 23, "{}", again.stderr);
