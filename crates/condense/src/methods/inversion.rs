@@ -12,7 +12,7 @@ use dcu_nn::recipe::Recipe;
 use dcu_nn::rng::Streams;
 use dcu_nn::train::Fit;
 use dcu_nn::{Architecture, Family, Network, Part, Samples, Trainable, evaluate, model, ops};
-use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
+use dcu_stage::{Context, Failure, Input, Method, Output, Progress, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -106,34 +106,7 @@ impl Method for Inversion {
             }
         };
         let codes = if parameters.codes == Codes::Soft { super::crops::softmax(codes) } else { codes };
-        let pixels = channels * height * width;
-        let architecture =
-            Architecture { widths: parameters.widths.clone(), ..Architecture::of_family(Family::Mlp, [count, 1, 1], pixels) };
-        let mut painter = Network::initialised(&architecture, &streams)?;
-        let trainable = Trainable::all(painter.graph());
-        let mut optimiser = Optimiser::new(Rule::Adam { weight_decay: 0.0 });
-        context.progress().phase("drawing");
-        for epoch in 0..parameters.epochs {
-            let order = streams.indexed("shuffle", epoch as u64).permutation(samples.len());
-            for rows in order.chunks(parameters.batch) {
-                let (images, _) = samples.batch(rows)?;
-                let own = codes.select(rows);
-                let own = Tensor::from_vec(own.data, (rows.len(), count, 1, 1), &Device::Cpu)?;
-                let mut dropout = streams.indexed("dropout", epoch as u64);
-                let drawn = painter.forward(&own, &Part::ALL, network::all(Mode::TRAIN), &trainable, &mut dropout)?;
-                let drawn = drawn.reshape((rows.len(), channels, height, width))?;
-                let labels: Vec<u32> = rows.iter().map(|&row| targets[row]).collect();
-                let recognised = ops::cross_entropy(&judge.judge(&drawn, &Trainable::none())?, &labels)?;
-                let loss = (recognised + ops::squared_error(&drawn, &images)?)?;
-                let value = loss.to_scalar::<f32>()?;
-                if !value.is_finite() {
-                    let message = format!("the training diverged: in epoch {} the loss is {value}", epoch + 1);
-                    return Err(Failure::new(message, "give a lower `lr`").into());
-                }
-                optimiser.step(&painter.parameters(&trainable), &painter.backward(&loss, &trainable)?, parameters.lr)?;
-            }
-            context.progress().step("epochs", epoch + 1, parameters.epochs);
-        }
+        let painter = painter(parameters, &judge, &samples, (&targets, &codes), &streams, context.progress())?;
         let all: Vec<u32> = (0..count as u32).collect();
         let numbers = Tensor::from_vec(one_hot(&all, count).data, (count, count, 1, 1), &Device::Cpu)?;
         let images = painter.evaluate(&numbers, &Part::ALL)?.flatten_all()?.to_vec1()?;
@@ -152,6 +125,46 @@ impl Method for Inversion {
     }
 }
 
+/// A network that draws from codes, [N, B], what is recognised as `targets`, and like the samples.
+fn painter(
+    parameters: &Parameters,
+    judge: &Network,
+    samples: &Samples,
+    (targets, codes): (&[u32], &Array<f32>),
+    streams: &Streams,
+    progress: Progress,
+) -> anyhow::Result<Network> {
+    let (count, shape) = (codes.row_len(), samples.shape());
+    let published = Architecture::of_family(Family::Mlp, [count, 1, 1], shape.iter().product());
+    let architecture = Architecture { widths: parameters.widths.clone(), ..published };
+    let mut painter = Network::initialised(&architecture, streams)?;
+    let trainable = Trainable::all(painter.graph());
+    let mut optimiser = Optimiser::new(Rule::Adam { weight_decay: 0.0 });
+    progress.phase("drawing");
+    for epoch in 0..parameters.epochs {
+        let order = streams.indexed("shuffle", epoch as u64).permutation(samples.len());
+        for rows in order.chunks(parameters.batch) {
+            let (images, _) = samples.batch(rows)?;
+            let own = codes.select(rows);
+            let own = Tensor::from_vec(own.data, (rows.len(), count, 1, 1), &Device::Cpu)?;
+            let mut dropout = streams.indexed("dropout", epoch as u64);
+            let drawn = painter.forward(&own, &Part::ALL, network::all(Mode::TRAIN), &trainable, &mut dropout)?;
+            let drawn = drawn.reshape(images.dims())?;
+            let labels: Vec<u32> = rows.iter().map(|&row| targets[row]).collect();
+            let recognised = ops::cross_entropy(&judge.judge(&drawn, &Trainable::none())?, &labels)?;
+            let loss = (recognised + ops::squared_error(&drawn, &images)?)?;
+            let value = loss.to_scalar::<f32>()?;
+            if !value.is_finite() {
+                let message = format!("the training diverged: in epoch {} the loss is {value}", epoch + 1);
+                return Err(Failure::new(message, "give a lower `lr`").into());
+            }
+            optimiser.step(&painter.parameters(&trainable), &painter.backward(&loss, &trainable)?, parameters.lr)?;
+        }
+        progress.step("epochs", epoch + 1, parameters.epochs);
+    }
+    Ok(painter)
+}
+
 /// A classifier of buckets.
 fn classifier(parameters: &Parameters, dataset: &Dataset, buckets: &Buckets, streams: &Streams) -> anyhow::Result<Network> {
     let rows: Vec<usize> = (0..dataset.len()).collect();
@@ -163,4 +176,36 @@ fn classifier(parameters: &Parameters, dataset: &Dataset, buckets: &Buckets, str
     let mut fit = Fit::new(Network::initialised(&architecture, &streams)?, recipe, streams);
     while fit.next_epoch(&samples)?.is_some() {}
     Ok(fit.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_drawn_of_a_bucket_comes_near_the_mean_of_its_images() {
+        // Two buckets, whose images differ from their means by 0.1.
+        let pixel = |row: usize, place: usize| {
+            let mean = if row < 4 { (place as f32).sin() } else { -(place as f32).cos() };
+            mean + if row % 2 == 0 { 0.1 } else { -0.1 }
+        };
+        let values = (0..8 * 12).map(|index| pixel(index / 12, index % 12)).collect();
+        let bucket: Vec<u32> = (0..8).map(|row| row / 4).collect();
+        let samples = Samples::of_values(Array::new(vec![8, 1, 3, 4], values), bucket.clone()).unwrap();
+        let streams = Streams::new(1, "test");
+        let judge = Architecture { widths: vec![5, 4], ..Architecture::of_family(Family::Mlp, [1, 3, 4], 2) };
+        let judge = Network::initialised(&judge, &streams).unwrap();
+        let drawn = |epochs: usize| {
+            let parameters = Parameters { epochs, widths: vec![16, 32], lr: 0.01, batch: 8, ..Parameters::default() };
+            let painter = painter(&parameters, &judge, &samples, (&bucket, &one_hot(&bucket, 2)), &streams, Progress::silent()).unwrap();
+            let codes = Tensor::from_vec(one_hot(&[0, 1], 2).data, (2, 2, 1, 1), &Device::Cpu).unwrap();
+            painter.evaluate(&codes, &Part::ALL).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let far = |drawn: &[f32]| {
+            let means = (0..24).map(|index| f32::midpoint(pixel(4 * (index / 12), index % 12), pixel(4 * (index / 12) + 1, index % 12)));
+            drawn.iter().zip(means).map(|(drawn, mean)| (drawn - mean).powi(2)).sum::<f32>() / 24.0
+        };
+        let (before, after) = (far(&drawn(1)), far(&drawn(300)));
+        assert!(after < 0.1 * before, "{before} {after}");
+    }
 }
