@@ -329,7 +329,7 @@ fn results_are_found_by_pipeline_stage_and_output() {
     };
     refused("a.png", b"\x89PNG\r\n\x1a\n", "it seems to be a PNG image");
     refused("a.csv", b"id\ntrain:1\n", "it seems to be plain text");
-    refused("a.pt", b"PK\x03\x04........", "a ZIP archive, as PyTorch writes it");
+    refused("a.pt", b"PK\x03\x04........", "a ZIP archive; weights that PyTorch has written enter through `train/import`");
     refused("a.safetensors", b"", "is damaged");
     let error = Finished::of(program("xtask").arg("inspect").arg(project.path(""))).failure();
     assert!(error.contains("it is a folder, not a file"), "{error}");

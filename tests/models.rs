@@ -138,6 +138,7 @@ fn a_head_for_other_classes_is_refused_kept_in_part_or_made_new() {
     assert_eq!(self::model(&project, &right.each_ref().map(String::as_str)).tensors, model.tensors);
     assert!(with(&keep("[1, 2]")).failure().contains("names 2 outputs, the dataset has 10 classes"));
     assert!(with(&keep("[1, 2, 3, 4, 5, 6, 7, 8, 9, 12]")).failure().contains("names 12, but its head has 12 outputs"));
+    assert!(with(&keep("[1, 2, 3, 4, 5, 6, 7, 8, 9, 1]")).failure().contains("`outputs` names 1 twice"));
     assert!(run(&project, &["--set", "base.outputs=[1]"]).failure().contains("`head: keep`"));
 
     let new = ["--set", "base.head=new"];
@@ -148,6 +149,16 @@ fn a_head_for_other_classes_is_refused_kept_in_part_or_made_new() {
     let head = weight(&fresh, "linear3.weight");
     assert_eq!(head.shape, [10, 8]);
     assert!(head.data.iter().all(|value| *value != 9.0) && head.data != weight(&model, "linear3.weight").data);
+    // A network without its head can be given one, and nothing else.
+    for name in ["linear3.weight", "linear3.bias"] {
+        tensors.remove(name);
+    }
+    let headless = importing("path: weights.safetensors");
+    save(&headless.path("weights.safetensors"), &tensors);
+    assert!(run(&headless, &[]).failure().contains("`linear3.weight` is missing"));
+    let told = run(&headless, &new).success().stderr;
+    assert!(told.contains("it has no head, `linear3`; a new one for 10 classes"), "{told}");
+    assert_eq!(self::model(&headless, &new).tensors, fresh.tensors);
     // It varies with the seed that the stage is given, and with nothing else.
     let other = [&new[..], &["--set", "base.seed=5"]].concat();
     run(&project, &other).success();
@@ -155,6 +166,17 @@ fn a_head_for_other_classes_is_refused_kept_in_part_or_made_new() {
     std::fs::remove_dir_all(project.store()).unwrap();
     run(&project, &[&new[..], &["--set", "seeds=[7, 8]"]].concat()).success();
     assert_eq!(self::model(&project, &[&new[..], &["--set", "seeds=[7, 8]"]].concat()).tensors, fresh.tensors);
+}
+
+#[test]
+#[cfg(unix)]
+fn weights_that_are_no_file_are_refused_without_waiting() {
+    let project = importing("path: pipe");
+    assert!(std::process::Command::new("mkfifo").arg(project.path("pipe")).status().unwrap().success());
+    for setting in ["base.path=pipe", "base.path=/dev/zero", "base.path=."] {
+        let error = run(&project, &["--set", setting]).failure();
+        assert!(error.contains("it is no plain file"), "{setting}: {error}");
+    }
 }
 
 #[test]
@@ -176,6 +198,14 @@ fn images_that_are_prepared_otherwise_than_the_weights_want_are_refused_with_the
     let prepared = ["--set", "data.normalise=given", "--set", "data.mean=[0.25]", "--set", "data.std=[0.5]"];
     run(&project, &[&given[..], &prepared].concat()).success();
     assert!(run(&project, &["--set", "base.normalise=given"]).failure().contains("`normalise: given` needs `mean`"));
+    // The recipe is for other images.
+    let error = run(&project, &["--set", "base.crop=32"]).failure();
+    assert!(error.contains("`crop` is 32, but images are 32 x 32"), "{error}");
+    // What would be passed over without a word.
+    for (setting, name) in [("base.mean=[0.25]", "mean"), ("base.std=[0.5]", "std"), ("data.mean=[0.25]", "mean")] {
+        let error = run(&project, &["--set", setting]).failure();
+        assert!(error.contains(&format!("`{name}` counts with `normalise: given` alone")), "{setting}: {error}");
+    }
 }
 
 /// A hub with one model, which answers what is asked for a file of it.

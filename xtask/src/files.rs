@@ -12,14 +12,14 @@ const BEGINNINGS: [(&[u8], &str); 12] = [
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"GIF8", "a GIF image"),
     (b"PAR1", "a Parquet file"),
-    (b"PK\x03\x04", "a ZIP archive, as PyTorch writes it; save the weights as safetensors instead"),
+    (b"PK\x03\x04", "a ZIP archive; weights that PyTorch has written enter through `train/import`"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"\x89HDF", "an HDF5 file"),
     (b"\x93NUMPY", "a NumPy array"),
     (b"%PDF", "a PDF"),
     (b"\x7fELF", "a program"),
     (b"GGUF", "a GGUF model"),
-    (b"\x80", "a Python pickle, as old PyTorch writes it; save the weights as safetensors instead"),
+    (b"\x80", "a Python pickle; weights that PyTorch has written enter through `train/import`"),
 ];
 
 /// Opens a file that is one: no folder, no pipe, no device.

@@ -70,9 +70,12 @@ pub fn digest_json(value: &Value) -> Digest {
 /// The digest of a file's bytes.
 ///
 /// # Errors
-/// When the file cannot be read.
+/// When the file cannot be read, or is none: a pipe would keep the caller waiting, a device may never end.
 pub fn digest_file(path: &Path) -> Result<Digest> {
     let fail = |source| Error::io("read", path, source);
+    if !std::fs::metadata(path).map_err(fail)?.is_file() {
+        return Err(fail(std::io::Error::other("it is no plain file")));
+    }
     let mut file = std::fs::File::open(path).map_err(fail)?;
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 1 << 18];
@@ -132,6 +135,17 @@ mod tests {
         let right: Value = serde_json::from_str(r#"{"a":null,"b":[1,{"x":"é\"","y":2}]}"#).unwrap();
         assert_eq!(canonical_json(&left), r#"{"a":null,"b":[1,{"x":"é\"","y":2}]}"#);
         assert_eq!(digest_json(&left), digest_json(&right));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_device_and_a_folder_have_no_digest() {
+        for path in ["/dev/zero", "/"] {
+            assert!(
+                matches!(digest_file(Path::new(path)), Err(Error::Io { source, .. }) if source.to_string() == "it is no plain file"),
+                "{path}"
+            );
+        }
     }
 
     #[test]

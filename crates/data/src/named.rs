@@ -243,7 +243,7 @@ impl SetName {
         };
         let parts = || [(&contents.train, "training"), (contents.test.as_ref().unwrap_or(&contents.train), "test")];
         let largest = parts().iter().flat_map(|(part, _)| &part.labels).copied().max().unwrap_or(-1);
-        let found = contents.class_names.as_ref().map_or_else(|| usize::try_from(largest + 1).unwrap_or(0), Vec::len);
+        let found = contents.class_names.as_ref().map_or_else(|| usize::try_from(largest.saturating_add(1)).unwrap_or(0), Vec::len);
         if found != wanted {
             return Err(refuse(format!("`{name}` has {wanted} classes, but what was read has {found}")));
         }
@@ -374,6 +374,9 @@ mod tests {
         let mut test = contents(10, [3, 32, 32]);
         test.test = Some(contents(10, [3, 48, 32]).train);
         assert!(refused(SetName::Cifar10, test).contains("the first test image is 48 x 32"));
+        let mut ids = contents(10, [3, 32, 32]);
+        ids.train.labels[3] = i64::MAX;
+        assert!(refused(SetName::Cifar10, ids).contains("`cifar10` has 10 classes"));
         SetName::TinyImagenet.complete(&mut contents(200, [1, 64, 64]), None, None).unwrap();
     }
 

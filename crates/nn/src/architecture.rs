@@ -48,7 +48,8 @@ pub enum Family {
     ConvAutoencoder,
     /// The paper's classifier of decoded images: three convolutions with pooling, 64, 128, 256 channels, then 512.
     ConvClassifier,
-    /// A linear head on rectified responses to a fixed dictionary of 400 patches of 6 x 6, averaged over quadrants (Coates and Ng 2011; arXiv 2101.07528).
+    /// A linear head on rectified responses to a fixed dictionary of 400 filters of 6 x 6, averaged over quadrants (Coates and Ng 2011; arXiv 2101.07528).
+    /// The filters are drawn at random; those of an imported model can be patches of images.
     Patches,
 }
 

@@ -169,16 +169,7 @@ impl Network {
     /// # Errors
     /// When there is no network of this architecture.
     pub fn initialised(architecture: &Architecture, streams: &Streams) -> Result<Self> {
-        Self::build(architecture, Place::of_process(), |slot| {
-            let count = slot.shape.iter().product();
-            let mut stream = streams.stream(&format!("initialise {}", slot.name));
-            let values = match slot.initial {
-                Initial::Uniform(bound) => (0..count).map(|_| (2.0 * stream.uniform() - 1.0) * bound).collect(),
-                Initial::Normal(deviation) => (0..count).map(|_| (deviation * f64::from(stream.normal())) as f32).collect(),
-                Initial::Constant(value) => vec![value; count],
-            };
-            Ok(Stored::F32(Array::new(slot.shape.clone(), values)))
-        })
+        Self::build(architecture, Place::of_process(), |slot| Ok(fresh(slot, streams)))
     }
 
     /// A network with given weights, by PyTorch's names, at the place of this process. A missing `num_batches_tracked` counts as 0.
@@ -356,8 +347,11 @@ impl Network {
     pub fn forward(&mut self, input: &Tensor, parts: &[Part], modes: Modes, trainable: &Trainable, dropout: &mut Stream) -> Result<Tensor> {
         let mut pass = Pass { modes, trainable, dropout: Some(dropout), moved: Vec::new() };
         let output = self.run(input, self.steps_of(parts)?, &mut pass)?;
-        if pass.moved.iter().any(|(_, statistics)| statistics.count < 2) {
-            bail!("batch normalisation in training needs more than one value per channel");
+        if let Some((name, _)) = pass.moved.iter().find(|(_, statistics)| statistics.count < 2) {
+            bail!(
+                "`{name}` is to normalise a batch by a single value of each channel: its images are one pixel there, and the batch is one sample; give \
+                 another `batch`, so that none is left over alone, or larger images"
+            );
         }
         for (name, statistics) in pass.moved {
             self.averages.get_mut(&name).expect("built with every step").blend(&statistics, self.place.dtype);
@@ -723,6 +717,19 @@ impl Network {
         averages.mean = statistics.mean.iter().map(|&mean| rounded(mean, self.place.dtype)).collect();
         averages.variance = statistics.unbiased_variance().iter().map(|&variance| rounded(variance, self.place.dtype)).collect();
     }
+}
+
+/// What a parameter or buffer starts with, by a stream of its own.
+#[must_use]
+pub fn fresh(slot: &Slot, streams: &Streams) -> Stored {
+    let count = slot.shape.iter().product();
+    let mut stream = streams.stream(&format!("initialise {}", slot.name));
+    let values = match slot.initial {
+        Initial::Uniform(bound) => (0..count).map(|_| (2.0 * stream.uniform() - 1.0) * bound).collect(),
+        Initial::Normal(deviation) => (0..count).map(|_| (deviation * f64::from(stream.normal())) as f32).collect(),
+        Initial::Constant(value) => vec![value; count],
+    };
+    Stored::F32(Array::new(slot.shape.clone(), values))
 }
 
 /// What passed by a step of [`Network::tapped`].

@@ -273,6 +273,9 @@ pub struct Recipe {
     pub average_last: usize,
 }
 
+/// Epochs of a training at most, so that steps can be counted.
+const MOST_EPOCHS: usize = 1 << 20;
+
 impl Default for Recipe {
     fn default() -> Self {
         Preset::default().recipe()
@@ -360,6 +363,7 @@ impl Recipe {
         let within = |value: f64, least: f64, most: f64| value >= least && value <= most;
         let rules = [
             (self.epochs > 0, "epochs", "at least 1"),
+            (self.epochs <= MOST_EPOCHS, "epochs", "at most 1048576"),
             (self.batch > 1, "batch", "at least 2"),
             (self.lr > 0.0 && self.lr.is_finite(), "lr", "a positive number"),
             ((0.0..1.0).contains(&self.momentum), "momentum", "at least 0 and below 1"),

@@ -513,4 +513,19 @@ mod tests {
             assert_eq!(found, expected);
         }
     }
+
+    #[test]
+    fn a_sample_left_over_that_cannot_be_normalised_is_refused_with_what_to_change() {
+        let streams = Streams::new(1, "test");
+        let architecture = Architecture { widths: vec![2; 4], ..Architecture::of_family(Family::Resnet18, [3, 8, 8], 3) };
+        let images = (0..5 * 192).map(|value| (value as f32).sin()).collect();
+        let samples = Samples::of_values(Array::new(vec![5, 3, 8, 8], images), vec![0, 1, 2, 0, 1]).unwrap();
+        let fit = |batch: usize| {
+            let network = Network::initialised(&architecture, &streams).unwrap();
+            Fit::new(network, Recipe { batch, ..Recipe::default() }, streams.clone()).next_epoch(&samples)
+        };
+        assert!(fit(3).unwrap().is_some());
+        let error = fit(4).unwrap_err().to_string();
+        assert!(error.contains("`layer4.0.bn1` is to normalise a batch by a single value") && error.contains("another `batch`"), "{error}");
+    }
 }

@@ -198,6 +198,7 @@ mod tests {
         assert_eq!(rejected.parameter.as_deref(), Some("warmup"));
         let network = parsed(json!({ "model": "vit-tiny", "depth": 2 })).network().unwrap();
         assert_eq!(network.architecture([3, 8, 8], 4).unwrap().depth, Some(2));
+        assert_eq!(parsed(json!({ "epochs": usize::MAX })).recipe().unwrap_err().parameter.as_deref(), Some("epochs"));
         assert_eq!(parsed(json!({ "depth": 0 })).network().unwrap_err().parameter.as_deref(), Some("depth"));
         assert_eq!(parsed(json!({ "optimiser": "adamw" })).recipe().unwrap().optimiser, OptimiserName::Adamw);
         let unknown = serde_json::from_value::<Parameters>(json!({ "epoch": 3 })).unwrap_err().to_string();

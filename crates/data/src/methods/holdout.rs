@@ -50,7 +50,7 @@ impl Method for HoldOut {
 
 fn divide(train: &Dataset, test: &Dataset, parameters: &Parameters, streams: &Streams) -> anyhow::Result<Holdout> {
     let mut holdout = Holdout { train: train.ids.clone(), remembrance: Vec::new(), validation: Vec::new(), test: Vec::new() };
-    let taken = parameters.ipc + parameters.validation_per_class;
+    let taken = parameters.ipc.saturating_add(parameters.validation_per_class);
     for class in 0..test.classes() as u32 {
         let mut ids: Vec<u64> = (0..test.len()).filter(|&row| test.labels[row] == class).map(|row| test.ids[row]).collect();
         if ids.len() <= taken {
@@ -91,8 +91,10 @@ mod tests {
     #[test]
     fn a_class_that_would_not_be_tested_is_refused() {
         let test = of_part(&[0, 0, 1], Part::Test);
-        let error =
-            divide(&dataset(&[0, 1]), &test, &Parameters { ipc: 1, validation_per_class: 0 }, &Streams::new(1, "test")).unwrap_err();
-        assert!(error.to_string().contains("class 1"), "{error}");
+        let refused =
+            |parameters: Parameters| divide(&dataset(&[0, 1]), &test, &parameters, &Streams::new(1, "test")).unwrap_err().to_string();
+        let error = refused(Parameters { ipc: 1, validation_per_class: 0 });
+        assert!(error.contains("class 1"), "{error}");
+        assert!(refused(Parameters { ipc: usize::MAX, validation_per_class: 1 }).contains("class 0 has 2 unseen images"));
     }
 }

@@ -360,6 +360,10 @@ fn source(parameters: Parameters, name: SourceName) -> Result<Source, Rejected> 
 }
 
 fn normalise(parameters: &Parameters) -> Result<Normalise, Rejected> {
+    for (name, values) in [("mean", &parameters.mean), ("std", &parameters.std)] {
+        let has_use = values.is_none() || parameters.normalise == NormaliseBy::Given;
+        Rejected::unless(has_use, name, format!("`{name}` counts with `normalise: given` alone; set that as well, or leave `{name}` out"))?;
+    }
     match parameters.normalise {
         NormaliseBy::Named => Ok(Normalise::Named),
         NormaliseBy::Computed => Ok(Normalise::Computed),

@@ -23,14 +23,15 @@
 
 mod weights;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 use std::path::PathBuf;
 
 use dcu_artifact::{Dataset, Model, Normalisation, Tensor, digest_bytes, digest_file};
+use dcu_nn::graph::Step;
 use dcu_nn::recipe::Recipe;
 use dcu_nn::rng::Streams;
-use dcu_nn::{Architecture, Network, model};
+use dcu_nn::{Network, model, network};
 use dcu_stage::{Context, External, Failure, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -148,6 +149,11 @@ impl<H: Hub> Method for Import<H> {
             "outputs",
             "`outputs` says what `head: keep` keeps; set that as well, or leave `outputs` out",
         )?;
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = outputs.iter().flatten().find(|output| !seen.insert(**output)) {
+            let message = format!("`outputs` names {twice} twice: two classes could not be told apart");
+            return Err(Rejected::parameter("outputs", message));
+        }
         Ok(Checked { source, key, network, head, outputs, normalisation, size, recipe })
     }
 
@@ -180,6 +186,10 @@ impl<H: Hub> Method for Import<H> {
         let dataset: Dataset = context.read("dataset")?;
         check_preprocessing(parameters, &dataset)?;
         let architecture = parameters.network.architecture(dataset.image_shape(), dataset.classes())?;
+        if let Some(augmentation) = parameters.recipe.augmentation() {
+            let check = augmentation.check(&dataset.image_shape());
+            check.map_err(|error| Failure::new(error.to_string(), "the recipe is what retraining repeats: give one for these images"))?;
+        }
         context.progress().phase("read");
         let (path, name) = match &parameters.source {
             Source::Path(path) => (path.clone(), path.display().to_string()),
@@ -191,9 +201,9 @@ impl<H: Hub> Method for Import<H> {
         };
         let weights::Weights { mut tensors, mut notes } = weights::read(&path, parameters.key.as_deref())?;
         let graph = architecture.graph().map_err(anyhow::Error::msg)?;
-        if let Some(layer) = graph.head().map(|step| &step.name) {
+        if let Some(head) = graph.head() {
             let streams = Streams::new(context.seed(), "train/import");
-            let note = fit_head(&mut tensors, layer, &architecture, parameters, &streams);
+            let note = fit_head(&mut tensors, head, architecture.classes, parameters, &streams);
             notes.extend(note.map_err(|Failure { message, remedy }| Failure::new(format!("`{name}`: {message}"), remedy))?);
         }
         model::check_tensors(&architecture, &tensors).map_err(|reason| {
@@ -208,6 +218,8 @@ impl<H: Hub> Method for Import<H> {
              phase, the test accuracy and the attack mean nothing",
         );
         let network = Network::from_tensors(&architecture, &tensors)?;
+        // A large network is there twice otherwise while it is written.
+        drop(tensors);
         context.write("model", &model::to_artifact(&network, &parameters.recipe, &dataset)?)
     }
 }
@@ -243,6 +255,10 @@ fn source(parameters: &Parameters) -> Result<Source, Rejected> {
 
 /// The normalisation that the weights were trained with, where it is told.
 fn normalisation(parameters: &Parameters) -> Result<Option<Normalisation>, Rejected> {
+    for (name, values) in [("mean", &parameters.mean), ("std", &parameters.std)] {
+        let has_use = values.is_none() || parameters.normalise == Normalised::Given;
+        Rejected::unless(has_use, name, format!("`{name}` counts with `normalise: given` alone; set that as well, or leave `{name}` out"))?;
+    }
     let given = match parameters.normalise {
         Normalised::Dataset => return Ok(None),
         Normalised::Imagenet => Normalisation { mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225] },
@@ -294,15 +310,24 @@ fn check_preprocessing(parameters: &Checked, dataset: &Dataset) -> Result<(), Fa
 /// Makes a head for another number of classes fit the network as the user wants it; says what was done.
 fn fit_head(
     tensors: &mut BTreeMap<String, Tensor>,
-    layer: &str,
-    architecture: &Architecture,
+    head: &Step,
+    classes: usize,
     parameters: &Checked,
     streams: &Streams,
 ) -> Result<Option<String>, Failure> {
-    let classes = architecture.classes;
+    let layer = &head.name;
     let (weight, bias) = (format!("{layer}.weight"), format!("{layer}.bias"));
+    let found = tensors.get(&weight).and_then(|tensor| tensor.shape().first()).copied();
+    if parameters.head == Head::New {
+        tensors.extend(head.slots.iter().map(|slot| (slot.name.clone(), network::fresh(slot, streams))));
+        let instead = found.map_or_else(
+            || format!("it has no head, `{layer}`"),
+            |found| format!("its head, `{layer}` with {found} outputs, was left out"),
+        );
+        return Ok(Some(format!("{instead}; a new one for {classes} classes was drawn at random and is not trained")));
+    }
     // Where it is missing, that is told with all else that is.
-    let Some(found) = tensors.get(&weight).and_then(|tensor| tensor.shape().first()).copied() else { return Ok(None) };
+    let Some(found) = found else { return Ok(None) };
     if let (Head::Keep, Some(outputs)) = (parameters.head, &parameters.outputs) {
         if outputs.len() != classes {
             let message = format!("`outputs` names {} outputs, the dataset has {classes} classes", outputs.len());
@@ -318,27 +343,12 @@ fn fit_head(
         }
         return Ok(Some(format!("of the {found} outputs of its head, `{layer}`, these are kept, one for each class: {outputs:?}")));
     }
-    if found == classes && parameters.head != Head::New {
+    if found == classes {
         return Ok(None);
     }
-    match parameters.head {
-        Head::New => {
-            let fresh = Network::initialised(architecture, streams).and_then(|network| network.to_tensors());
-            let fresh = fresh.map_err(|error| Failure::new(format!("no new head can be made: {error}"), "give other sizes"))?;
-            for name in [&weight, &bias] {
-                tensors.remove(name);
-                tensors.extend(fresh.get(name).map(|tensor| (name.clone(), tensor.clone())));
-            }
-            Ok(Some(format!(
-                "its head, `{layer}` with {found} outputs, was left out; a new one for {classes} classes was drawn at random and is not trained"
-            )))
-        }
-        _ => {
-            let remedy = format!(
-                "`head: keep` with `outputs: [...]` keeps for each of the {classes} classes one of the {found} outputs; `head: new` draws a new head, \
-                 which is not trained; or give the dataset that the weights were trained on"
-            );
-            Err(Failure::new(format!("its head, `{layer}`, is for {found} classes, the dataset has {classes}"), remedy))
-        }
-    }
+    let remedy = format!(
+        "`head: keep` with `outputs: [...]` keeps for each of the {classes} classes one of the {found} outputs; `head: new` draws a new head, \
+         which is not trained; or give the dataset that the weights were trained on"
+    );
+    Err(Failure::new(format!("its head, `{layer}`, is for {found} classes, the dataset has {classes}"), remedy))
 }

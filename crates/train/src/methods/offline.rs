@@ -16,6 +16,9 @@ use serde_json::json;
 
 pub(crate) struct Offline;
 
+/// Iterations, and epochs in each, at most, so that all together can be counted.
+const MOST: usize = 1 << 20;
+
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Parameters {
@@ -82,6 +85,10 @@ impl Method for Offline {
             Rejected::unless(value > 1, name, format!("`{name}` must be at least 2"))?;
         }
         Rejected::unless(parameters.iterations > 0, "iterations", "`iterations` must be at least 1")?;
+        let Parameters { iterations, final_epochs, intermediate_epochs, .. } = parameters;
+        for (name, count) in [("iterations", iterations), ("final_epochs", final_epochs), ("intermediate_epochs", intermediate_epochs)] {
+            Rejected::unless(count <= MOST, name, format!("`{name}` must be at most {MOST}"))?;
+        }
         Ok(parameters)
     }
 
@@ -164,5 +171,23 @@ impl Phases<'_> {
             epoch_done();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_epochs_than_can_be_counted_are_refused() {
+        let usual = Parameters::default;
+        assert!(Offline::check(usual()).is_ok());
+        for (parameters, name) in [
+            (Parameters { iterations: usize::MAX, ..usual() }, "iterations"),
+            (Parameters { final_epochs: usize::MAX, ..usual() }, "final_epochs"),
+            (Parameters { intermediate_epochs: usize::MAX, ..usual() }, "intermediate_epochs"),
+        ] {
+            assert_eq!(Offline::check(parameters).unwrap_err().parameter.as_deref(), Some(name));
+        }
     }
 }

@@ -56,6 +56,7 @@ torch.save(
     "wrapped.pth",
 )
 torch.save({"state_dict": state(), "state_dict_ema": state("module."), "epoch": 3}, "several.pth")
+torch.save({"state_dict": state(), "class_weights": torch.ones(3)}, "beside.pth")
 torch.save(network, "module.pth")
 torch.save({"epoch": 3, "loss": 0.5}, "none.pth")
 torch.save({"wide": torch.zeros(1).expand(1 << 20, 1 << 20)}, "expanded.pth")

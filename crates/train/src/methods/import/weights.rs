@@ -307,7 +307,8 @@ fn state_dict<'a>(pickle: &Pickle<'a>, key: Option<&str>, notes: &mut Vec<String
     let mut found = Vec::new();
     look_for_dicts(pickle, pickle.root, String::new(), 0, &mut BTreeSet::new(), &mut found);
     let with_key = || found.iter().filter(|(path, _)| key.is_none_or(|key| key == path)).collect::<Vec<_>>();
-    let paths = |found: &[(String, Id)]| found.iter().map(|(path, _)| format!("`{path}`")).collect::<Vec<_>>().join(", ");
+    let named = |path: &str| if path.is_empty() { "the tensors at its top (`key: ''`)".to_owned() } else { format!("`{path}`") };
+    let paths = |found: &[(String, Id)]| found.iter().map(|(path, _)| named(path)).collect::<Vec<_>>().join(", ");
     let (path, id) = match (with_key().as_slice(), key) {
         (&[(path, id)], _) => (path, *id),
         ([], None) => {
@@ -357,7 +358,11 @@ fn state_dict<'a>(pickle: &Pickle<'a>, key: Option<&str>, notes: &mut Vec<String
     Ok(tensors.into_iter().collect())
 }
 
-/// Finds the dicts that hold weights. Below one that does nothing is looked for; nor behind keys that are numbers, as the moments of optimisers are.
+/// What a module keeps beside its tensors ends with this.
+const EXTRA: &str = "_extra_state";
+
+/// Finds the dicts that hold weights, those in one that does too: tensors may lie beside a wrapper. Nothing is looked for behind keys that are numbers, as
+/// the moments of optimisers are.
 fn look_for_dicts(pickle: &Pickle<'_>, id: Id, path: String, depth: usize, seen: &mut BTreeSet<Id>, found: &mut Vec<(String, Id)>) {
     let Value::Dict(entries) = &pickle.values[id] else { return };
     if !seen.insert(id) {
@@ -369,14 +374,13 @@ fn look_for_dicts(pickle: &Pickle<'_>, id: Id, path: String, depth: usize, seen:
         pickle.text(key).is_some() && described(pickle, value).is_some_and(|tensor| tensor.as_ref().is_ok_and(is_weight))
     };
     if entries.iter().any(holds) {
-        found.push((path, id));
-        return;
+        found.push((path.clone(), id));
     }
     if depth == DEEPEST {
         return;
     }
     for &(key, value) in entries {
-        if let Some(key) = pickle.text(key) {
+        if let Some(key) = pickle.text(key).filter(|key| !key.ends_with(EXTRA)) {
             let path = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
             look_for_dicts(pickle, value, path, depth + 1, seen, found);
         }
@@ -515,6 +519,7 @@ mod tests {
             ("wrapped.pth", None, &["those of `state_dict`", "`module._orig_mod.` was taken off"]),
             ("wrapped.pth", Some("state_dict"), &["those of `state_dict`", "`module._orig_mod.` was taken off"]),
             ("several.pth", Some("state_dict_ema"), &["those of `state_dict_ema`", "`module.` was taken off"]),
+            ("beside.pth", Some("state_dict"), &["those of `state_dict`"]),
         ] {
             let Weights { tensors, notes } = read_bytes(&file(name), key).unwrap_or_else(|error| panic!("{name}: {error}"));
             assert_eq!(tensors, expected(), "{name}");
@@ -527,6 +532,7 @@ mod tests {
     fn what_holds_no_state_dict_is_refused_with_what_it_is() {
         for (name, key, reason) in [
             ("several.pth", None, "holds several state dicts: `state_dict`, `state_dict_ema`"),
+            ("beside.pth", None, "several state dicts: the tensors at its top (`key: ''`), `state_dict`"),
             ("several.pth", Some("ema"), "no state dict `ema` in it; it has `state_dict`"),
             ("plain.pth", Some("ema"), "a state dict itself"),
             ("module.pth", None, "of the class `torch.nn.modules.linear.Linear`"),
