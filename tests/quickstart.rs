@@ -44,7 +44,22 @@ fn quickstart_forgets_what_it_learned_and_only_pays_for_what_changed() {
         assert_eq!(score(method, "unlearn_seconds") > 0.0, method != "original");
     }
 
+    // What it took, counted where it was computed: 60 epochs over 3,000 samples, without 60 of them, and 142 passes over these with 32 others in each of two batches.
     let first_costs = costs(&project);
+    let count = |instance: &str, name: &str| first_costs[instance][name].as_u64().unwrap_or_else(|| panic!("{instance} has no {name}"));
+    for (instance, backward) in
+        [("base#42", 60 * 3000), ("baseline@retrain#42", 60 * 2940), ("match#42", 142 * (60 + 64)), ("evaluate@base#42", 0)]
+    {
+        assert_eq!(count(instance, "backward"), backward, "{instance}");
+    }
+    assert_eq!((count("base#42", "forward"), count("base#42", "steps")), (60 * 3000, 60 * 24));
+    // Layers of 1024 to 128 to 64 to 10: forward, back to all weights, and back to what the last two take.
+    let (layers, last) = (2 * (1024 * 128 + 128 * 64 + 64 * 10), 2 * (128 * 64 + 64 * 10));
+    assert_eq!(count("base#42", "operations"), 60 * 3000 * (2 * layers + last));
+    assert_eq!((count("data", "operations"), count("evaluate@base#42", "operations")), (0, count("evaluate@base#42", "forward") * layers));
+    let report: Value = serde_json::from_slice(&std::fs::read(project.store().join("reports/quickstart/report.json")).unwrap()).unwrap();
+    let matched = row(report["methods"].as_array().unwrap(), "match");
+    assert_eq!(matched["passes_of_retraining"].as_f64(), Some(17_608.0 / 176_400.0));
 
     // Again: nothing to do.
     let again = project.xtask("run", &[]).success();
