@@ -390,7 +390,7 @@ impl Fit {
         let treatment = Treatment { augmentation: augmentation.as_ref(), smoothing: self.recipe.smoothing };
         let (recipe, done, average) = (&self.recipe, self.done, &mut self.average);
         let after_step = |network: &Network| match average {
-            Some(average) if recipe.ema > 0.0 => average.add(network.to_tensors()?),
+            Some(average) if recipe.ema > 0.0 => average.add(network),
             _ => Ok(()),
         };
         let (prepared, rate) = (Prepared::all_parts(samples), |step, steps| recipe.rate(done, step, steps));
@@ -399,7 +399,7 @@ impl Fit {
         if self.done + self.recipe.average_last > self.recipe.epochs
             && let Some(average) = self.average.as_mut().filter(|_| self.recipe.average_last > 0)
         {
-            average.add(self.network.to_tensors()?)?;
+            average.add(&self.network)?;
         }
         if self.recipe.needs_validation() {
             self.validate()?;

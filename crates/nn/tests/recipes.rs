@@ -390,6 +390,37 @@ fn the_last_epochs_are_averaged() {
     }
 }
 
+/// Tensor by tensor from whole copies of the network, of which batch normalisation has buffers too.
+#[test]
+fn each_step_moves_the_average_by_its_rule() {
+    // One step an epoch, so that a snapshot shows each.
+    let recipe = Recipe { epochs: 5, batch: 41, lr: 0.05, optimiser: OptimiserName::Sgd, ema: 0.29, ..Recipe::default() };
+    let mut fit = Fit::new(network(), recipe.clone(), streams());
+    let mut average = BTreeMap::new();
+    let shares = [0.0, 2.0 / 11.0, 0.25, 0.29, 0.29];
+    for (step, share) in shares.into_iter().enumerate() {
+        let last = Recipe { ema: 0.0, epochs: step + 1, ..recipe.clone() };
+        let (_, weights) = ended(Fit::new(network(), last, streams()), &mut Vec::new());
+        for (name, new) in weights {
+            match (average.get_mut(&name), new) {
+                (Some(Stored::F32(average)), Stored::F32(new)) => {
+                    let blend = |(average, new): (&mut f32, f32)| *average += (1.0 - share) as f32 * (new - *average);
+                    average.data.iter_mut().zip(new.data).for_each(blend);
+                }
+                (_, new) => drop(average.insert(name, new)),
+            }
+        }
+        fit.next_epoch(&samples(41, "training")).unwrap();
+        if fit.done() < recipe.epochs {
+            let snapshot = fit.snapshot().unwrap();
+            let found = average.keys().map(|name| (name.clone(), snapshot[&format!("{name}@average")].clone()));
+            assert_eq!(found.collect::<BTreeMap<_, _>>(), average, "after {} steps", step + 1);
+        }
+    }
+    assert!(average.contains_key("features.1.running_var") && average.contains_key("features.1.num_batches_tracked"));
+    assert_eq!(fit.finish().to_tensors().unwrap(), average);
+}
+
 #[test]
 fn a_damaged_snapshot_of_a_recipe_is_refused() {
     let recipe = Recipe { ema: 0.9, keep: Keep::Best, ..everything() };
