@@ -397,8 +397,39 @@ impl Network {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&mut self, input: &Tensor, parts: &[Part], modes: Modes, trainable: &Trainable, dropout: &mut Stream) -> Result<Tensor> {
+        self.forward_through(input, self.steps_of(parts)?, modes, trainable, dropout)
+    }
+
+    /// The output of all parts for `images`, [N, C, H, W], and what the network's decoder makes of them on the way, likewise [N, C, H, W]; gradients flow as
+    /// in [`Self::forward`], from both.
+    ///
+    /// # Errors
+    /// When the network has no decoder, or the shapes do not fit.
+    pub fn forward_with_reconstruction(
+        &mut self,
+        images: &Tensor,
+        modes: Modes,
+        trainable: &Trainable,
+        dropout: &mut Stream,
+    ) -> Result<(Tensor, Tensor)> {
+        let Some(decoded) = self.graph.reconstruction() else { bail!("the network has no decoder, whose images could be asked for") };
+        let image = self.forward_through(images, 0..decoded, modes, trainable, dropout)?;
+        let output = self.forward_through(&image, decoded..self.graph.steps().len(), modes, trainable, dropout)?;
+        let reconstruction = if self.composes() { composed::channels_first(&image)? } else { ops::channels_first(&image)? };
+        Ok((output, reconstruction))
+    }
+
+    /// Takes `input` through some steps, and moves the running averages there.
+    fn forward_through(
+        &mut self,
+        input: &Tensor,
+        steps: Range<usize>,
+        modes: Modes,
+        trainable: &Trainable,
+        dropout: &mut Stream,
+    ) -> Result<Tensor> {
         let mut pass = Pass { modes, trainable, dropout: Some(dropout), moved: Vec::new() };
-        let output = self.run(input, self.steps_of(parts)?, &mut pass)?;
+        let output = self.run(input, steps, &mut pass)?;
         if pass.moved.iter().any(|(_, statistics)| statistics.count < 2) {
             bail!("batch normalisation in training needs more than one value per channel");
         }

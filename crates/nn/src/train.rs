@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Error, Result, Tensor, bail};
 use dcu_artifact::{Array, Dataset, Holdout, Tensor as Stored};
 
 use crate::architecture::Part;
@@ -87,9 +87,15 @@ impl<'a> Prepared<'a> {
             None => self.samples.batch(rows)?,
         };
         let mut dropout = phase.streams.indexed(&format!("{} dropout", phase.purpose), place.step);
-        let logits = network.forward(&input, &self.parts, phase.modes, phase.trainable, &mut dropout)?;
         let weighting = ops::Weighting { smoothing: treatment.smoothing, ..ops::Weighting::default() };
-        ops::weighted_cross_entropy(&logits, Targets::Labels(&labels), weighting)
+        let classification = |logits: &Tensor| ops::weighted_cross_entropy(logits, Targets::Labels(&labels), weighting);
+        if treatment.reconstruction == 0.0 {
+            return classification(&network.forward(&input, &self.parts, phase.modes, phase.trainable, &mut dropout)?);
+        }
+        let (logits, decoded) = network.forward_with_reconstruction(&input, phase.modes, phase.trainable, &mut dropout)?;
+        let input = input.to_dtype(decoded.dtype())?.to_device(decoded.device())?;
+        let reconstruction = ops::squared_error(&decoded, &input)?;
+        classification(&logits)? + (reconstruction * treatment.reconstruction)?
     }
 }
 
@@ -107,6 +113,8 @@ struct Treatment<'a> {
     augmentation: Option<&'a Augmentation>,
     /// The share of a label that is spread evenly over all classes.
     smoothing: f64,
+    /// The weight of the mean squared error between decoded images and the images that entered the network; where it is not 0, all parts are gone through.
+    reconstruction: f64,
 }
 
 fn output_size(network: &Network, samples: &Samples, parts: &[Part]) -> Result<usize> {
@@ -378,6 +386,7 @@ impl Fit {
         if self.recipe.needs_validation() && self.validation.is_none() {
             bail!("the recipe stops or chooses by validation samples (`patience`, `keep: best`), and none were given");
         }
+        self.recipe.check_network(self.network.graph()).map_err(Error::Msg)?;
         let trainable = Trainable::all(self.network.graph());
         let phase = Phase {
             trainable: &trainable,
@@ -387,7 +396,8 @@ impl Fit {
             purpose: "fit",
         };
         let augmentation = self.recipe.augmentation();
-        let treatment = Treatment { augmentation: augmentation.as_ref(), smoothing: self.recipe.smoothing };
+        let Recipe { smoothing, reconstruction, .. } = self.recipe;
+        let treatment = Treatment { augmentation: augmentation.as_ref(), smoothing, reconstruction };
         let (recipe, done, average) = (&self.recipe, self.done, &mut self.average);
         let after_step = |network: &Network| match average {
             Some(average) if recipe.ema > 0.0 => average.add(network),
