@@ -301,7 +301,7 @@ fn nonsense_in_a_model_is_refused_where_it_is_written() {
     let right = json!({ "epochs": 1, "batch": 2, "lr": 0.1, "momentum": 0, "weight_decay": 0.0 });
     assert_eq!(message(&facts(json!({ "classes": 2, "input": [1, 4, 4] }), right)), Ok(()));
     type Case<'a> = (&'a dyn Fn(&mut Model), &'a str);
-    let cases: [Case<'_>; 14] = [
+    let cases: [Case<'_>; 15] = [
         (&add("n.running_var", floats(&[0.5, -0.1])), "`n.running_var` holds -0.1 at position 1; a variance is 0 or more"),
         (&add("n.num_batches_tracked", Tensor::I64(Array::new(vec![], vec![-1]))), "it counts batches"),
         (&add("n.num_batches_tracked", Tensor::I64(Array::vector(vec![1, 2]))), "it counts batches"),
@@ -315,6 +315,7 @@ fn nonsense_in_a_model_is_refused_where_it_is_written() {
         (&facts(json!({}), json!({ "lr": -0.1 })), "`lr` must be a positive number"),
         (&facts(json!({}), json!({ "batch": 1.5 })), "`batch` must be a whole number"),
         (&facts(json!({}), json!({ "momentum": 1.0 })), "`momentum` must be at least 0 and below 1"),
+        (&facts(json!({}), json!({ "reconstruction": -0.5 })), "`reconstruction` must be 0 or more"),
         (&|model| model.facts.class_names[1] = "a".into(), "two classes have the name `a`"),
     ];
     for (change, expected) in cases {

@@ -44,13 +44,22 @@ pub enum Family {
     VitTiny,
     /// ConvNet-3 of the condensation field: three blocks of convolution, instance normalisation, rectification and average pooling with 128 channels.
     Convnet3,
-    /// The paper's condensed model: an encoder and a decoder of convolutions, whose image a `conv-classifier` reads.
+    /// The paper's condensed model: an encoder and a decoder of convolutions, whose image a `conv-classifier` reads. With `reconstruction` the decoder
+    /// learns to give the image back.
     ConvAutoencoder,
     /// The paper's classifier of decoded images: three convolutions with pooling, 64, 128, 256 channels, then 512.
     ConvClassifier,
     /// A linear head on rectified responses to a fixed dictionary of 400 filters of 6 x 6, averaged over quadrants (Coates and Ng 2011; arXiv 2101.07528).
     /// The filters are drawn at random; those of an imported model can be patches of images.
     Patches,
+}
+
+impl Family {
+    /// Whether these networks make an image of the features, with which a recipe's `reconstruction` compares theirs.
+    #[must_use]
+    pub fn has_decoder(self) -> bool {
+        self == Self::ConvAutoencoder
+    }
 }
 
 /// How a network for large images starts on small ones.
@@ -228,6 +237,22 @@ mod tests {
             assert_eq!(parameters(&of(family).graph().unwrap()), expected, "{family:?}");
         }
         assert_eq!(parameters(&of(Family::ConvClassifier).graph().unwrap()).iter().sum::<usize>(), 2_473_610);
+    }
+
+    /// Wherever it is cut.
+    #[test]
+    fn a_decoder_ends_in_an_image_of_the_input() {
+        for family in ALL {
+            let graph = of(family).graph().unwrap();
+            assert_eq!(
+                graph.reconstruction().map(|image| graph.shape(image)),
+                family.has_decoder().then_some(&[3, 32, 32][..]),
+                "{family:?}"
+            );
+        }
+        let cut = Some(["encoder.2", "classifier.features.3"].map(str::to_owned));
+        let graph = Architecture { cut, ..of(Family::ConvAutoencoder) }.graph().unwrap();
+        assert_eq!(graph.reconstruction(), of(Family::ConvAutoencoder).graph().unwrap().reconstruction());
     }
 
     #[test]

@@ -6,30 +6,34 @@ use candle_core::{Result, bail};
 use dcu_artifact::{Array, Tensor as Stored};
 use rayon::prelude::*;
 
+use crate::network::{Network, Values};
 use crate::vector::vectorised;
 
 const CHUNK: usize = 1 << 14;
 /// What the names of an average's tensors end with in a snapshot.
 pub(crate) const SUFFIX: &str = "@average";
-/// How many sets of tensors went into it.
+/// How many networks went into it.
 const COUNT: &str = "@averaged";
 
-/// How much each set of tensors counts.
+/// How much each network counts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Weighting {
     /// As much as each other.
     Even,
-    /// The average keeps this share of itself, at most (1 + n) / (10 + n) where it was made of n sets before, and takes the rest from the new one.
+    /// The average keeps this share of itself, at most (1 + n) / (10 + n) where it was made of n networks before, and takes the rest from the new one.
     Decaying(f64),
 }
 
-/// An average of sets of tensors of the same names: parameters and buffers. Whole numbers are not averaged; the last ones count.
+/// An average of the parameters and buffers of one network over time, or of several alike. Whole numbers are not averaged; the last ones count.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Average {
     weighting: Weighting,
     tensors: BTreeMap<String, Stored>,
     count: u64,
 }
+
+/// What takes a tensor: its name, its shape and its values.
+type Take<'a> = dyn FnMut(&str, &[usize], Values<'_>) -> Result<()> + 'a;
 
 impl Average {
     /// An average of nothing.
@@ -38,32 +42,41 @@ impl Average {
         Self { weighting, tensors: BTreeMap::new(), count: 0 }
     }
 
-    /// Takes one more set of tensors into the average; the first one becomes it.
+    /// Takes a network as it is now into the average; the first one becomes it.
     ///
     /// # Errors
-    /// When the tensors are not those of the sets before.
-    pub fn add(&mut self, tensors: BTreeMap<String, Stored>) -> Result<()> {
+    /// When its tensors are not those of the networks before, or cannot be read.
+    pub fn add(&mut self, network: &Network) -> Result<()> {
+        self.add_each(|take| network.for_each_tensor(take))
+    }
+
+    /// Takes the tensors with which `each` calls the function that it is given.
+    fn add_each(&mut self, each: impl FnOnce(&mut Take<'_>) -> Result<()>) -> Result<()> {
         let weight = match self.weighting {
             Weighting::Even => 1.0 / (self.count + 1) as f64,
             Weighting::Decaying(decay) => 1.0 - decay.min((1 + self.count) as f64 / (10 + self.count) as f64),
         };
-        if self.count == 0 {
-            self.tensors = tensors;
-        } else {
-            if !self.tensors.keys().eq(tensors.keys()) {
-                bail!("the average is of {} tensors, and now there are {} with other names", self.tensors.len(), tensors.len());
+        let (first, mut met) = (self.count == 0, 0);
+        each(&mut |name, shape, values| {
+            met += 1;
+            if first {
+                self.tensors.insert(name.to_owned(), values.to_stored(shape));
+                return Ok(());
             }
-            for ((name, average), (_, new)) in self.tensors.iter_mut().zip(tensors) {
-                if average.shape() != new.shape() {
-                    bail!("the average of `{name}` has the shape {:?}, the tensor {:?}", average.shape(), new.shape());
-                }
-                match (average, new) {
-                    (Stored::F32(average), Stored::F32(new)) => blend(&mut average.data, &new.data, weight as f32),
-                    (Stored::F64(average), Stored::F64(new)) => blend(&mut average.data, &new.data, weight),
-                    (average @ Stored::I64(_), new @ Stored::I64(_)) => *average = new,
-                    (average, new) => bail!("the average of `{name}` is of {:?}, the tensor of {:?}", average.dtype(), new.dtype()),
-                }
+            let Some(average) = self.tensors.get_mut(name) else { bail!("the average is of tensors with other names than `{name}`") };
+            if average.shape() != shape {
+                bail!("the average of `{name}` has the shape {:?}, the tensor {shape:?}", average.shape());
             }
+            match (average, values) {
+                (Stored::F32(average), Values::F32(new)) => blend(&mut average.data, new, weight as f32),
+                (Stored::F64(average), Values::F64(new)) => blend(&mut average.data, new, weight),
+                (Stored::I64(average), Values::I64(new)) => average.data.copy_from_slice(new),
+                (average, _) => bail!("the average of `{name}` is of {:?}, the tensor of another type", average.dtype()),
+            }
+            Ok(())
+        })?;
+        if met != self.tensors.len() {
+            bail!("the average is of {} tensors, and now there are {met}", self.tensors.len());
         }
         self.count += 1;
         Ok(())
@@ -93,7 +106,7 @@ impl Average {
         };
         let tensors = take_ending(snapshot, SUFFIX);
         if tensors.is_empty() != (count == 0) {
-            bail!("the average is of {count} sets, but has {} tensors", tensors.len());
+            bail!("the average is of {count} networks, but has {} tensors", tensors.len());
         }
         Ok(Self { weighting, tensors, count })
     }
@@ -136,6 +149,20 @@ mod tests {
         ])
     }
 
+    fn add(average: &mut Average, tensors: BTreeMap<String, Stored>) -> Result<()> {
+        average.add_each(|take| {
+            tensors.iter().try_for_each(|(name, tensor)| {
+                let values = match tensor {
+                    Stored::F32(array) => Values::F32(&array.data),
+                    Stored::F64(array) => Values::F64(&array.data),
+                    Stored::I64(array) => Values::I64(&array.data),
+                    other => panic!("{other:?}"),
+                };
+                take(name, tensor.shape(), values)
+            })
+        })
+    }
+
     fn wide(average: &Average) -> f64 {
         match &average.tensors()["wide"] {
             Stored::F64(array) => array.data[0],
@@ -148,8 +175,8 @@ mod tests {
         let values = [4.0, 1.0, 7.0, 0.0];
         let (mut even, mut decaying) = (Average::new(Weighting::Even), Average::new(Weighting::Decaying(0.25)));
         for value in values {
-            even.add(tensors(value)).unwrap();
-            decaying.add(tensors(value)).unwrap();
+            add(&mut even, tensors(value)).unwrap();
+            add(&mut decaying, tensors(value)).unwrap();
         }
         assert!((wide(&even) - 3.0).abs() < 1e-15);
         assert_eq!(even.tensors()["count"], Stored::I64(Array::vector(vec![0])), "the last");
@@ -163,13 +190,13 @@ mod tests {
     #[test]
     fn an_average_goes_on_from_its_state() {
         let mut whole = Average::new(Weighting::Decaying(0.9));
-        whole.add(tensors(1.0)).unwrap();
+        add(&mut whole, tensors(1.0)).unwrap();
         let mut snapshot = whole.to_tensors();
         snapshot.extend(tensors(5.0));
         let mut resumed = Average::take_from(Weighting::Decaying(0.9), &mut snapshot).unwrap();
         assert_eq!(snapshot, tensors(5.0));
-        whole.add(tensors(2.0)).unwrap();
-        resumed.add(tensors(2.0)).unwrap();
+        add(&mut whole, tensors(2.0)).unwrap();
+        add(&mut resumed, tensors(2.0)).unwrap();
         assert_eq!(resumed, whole);
         assert!(Average::take_from(Weighting::Even, &mut snapshot).is_err());
     }
@@ -179,10 +206,11 @@ mod tests {
         let refused = |change: &dyn Fn(&mut BTreeMap<String, Stored>)| {
             let (mut average, mut other) = (Average::new(Weighting::Even), tensors(1.0));
             change(&mut other);
-            average.add(tensors(1.0)).unwrap();
-            average.add(other).unwrap_err().to_string()
+            add(&mut average, tensors(1.0)).unwrap();
+            add(&mut average, other).unwrap_err().to_string()
         };
-        assert!(refused(&|tensors| drop(tensors.remove("wide"))).contains("other names"));
+        assert!(refused(&|tensors| drop(tensors.remove("wide"))).contains("of 3 tensors, and now there are 2"));
+        assert!(refused(&|tensors| drop(tensors.insert("other".into(), tensors["wide"].clone()))).contains("other names than `other`"));
         assert!(refused(&|tensors| drop(tensors.insert("wide".into(), Stored::F64(Array::vector(vec![1.0; 2]))))).contains("`wide`"));
         assert!(refused(&|tensors| drop(tensors.insert("wide".into(), Stored::F32(Array::vector(vec![1.0]))))).contains("`wide`"));
     }

@@ -1,11 +1,11 @@
 //! From the steps of a graph to the kernels that compute them: steps in a row that one kernel does faster become one piece.
 //!
-//! A piece never reaches over the border of a part or of the features, and what lies within it is used by nothing else.
+//! A piece never reaches over the border of a part, of the features or of a decoder, and what lies within it is used by nothing else.
 
 use std::ops::Range;
 
 use crate::architecture::Part;
-use crate::graph::{Graph, Operation};
+use crate::graph::{Graph, Operation, Value};
 use crate::ops::{Block, Convolution, Pooling};
 
 /// What a piece is computed by.
@@ -39,7 +39,8 @@ const HALVES: Pooling = Pooling { size: 2, stride: 2, padding: 0 };
 
 /// The pieces of a network, in order.
 pub(crate) fn fuse(graph: &Graph) -> Vec<Piece> {
-    let borders = [graph.range(Part::Beginning).end, graph.range(Part::Intermediate).end, graph.features()];
+    let parts = [Part::Beginning, Part::Intermediate].map(|part| graph.range(part).end);
+    let borders: Vec<Value> = parts.into_iter().chain([graph.features()]).chain(graph.reconstruction()).collect();
     let (mut pieces, mut start) = (Vec::new(), 0);
     while start < graph.steps().len() {
         let longest = (start..graph.steps().len()).find(|&step| {

@@ -349,6 +349,7 @@ pub struct Graph {
     /// Where the intermediate and the final begin.
     cuts: [usize; 2],
     features: usize,
+    reconstruction: Option<Value>,
 }
 
 impl Graph {
@@ -385,6 +386,12 @@ impl Graph {
     #[must_use]
     pub fn features(&self) -> usize {
         self.features
+    }
+
+    /// The image that a decoder makes of the features, where the network has one: the result of so many of the first steps.
+    #[must_use]
+    pub fn reconstruction(&self) -> Option<Value> {
+        self.reconstruction
     }
 
     /// All parameters and buffers, in order.
@@ -450,7 +457,7 @@ pub(crate) struct Builder {
 
 impl Builder {
     pub(crate) fn new(input: [usize; 3], scheme: Scheme, blame: fn(&str) -> &'static str) -> Self {
-        Self { graph: Graph { input, steps: Vec::new(), cuts: [0; 2], features: 0 }, scheme, blame, parameters: 0 }
+        Self { graph: Graph { input, steps: Vec::new(), cuts: [0; 2], features: 0, reconstruction: None }, scheme, blame, parameters: 0 }
     }
 
     /// The result of the last step.
@@ -525,6 +532,11 @@ impl Builder {
         self.graph.features = self.last();
     }
 
+    /// The last result is the image as a decoder has it.
+    pub(crate) fn mark_reconstruction(&mut self) {
+        self.graph.reconstruction = Some(self.last());
+    }
+
     /// The network, cut before the two modules that `cut` names, or where its builder said.
     pub(crate) fn finish(self, cut: Option<&[String; 2]>) -> Result<Graph, String> {
         let mut graph = self.graph;
@@ -547,6 +559,9 @@ impl Builder {
         }
         if !graph.is_cut(graph.features) {
             return Err("the feature vector is not one value".into());
+        }
+        if !graph.reconstruction.is_none_or(|value| graph.is_cut(value)) {
+            return Err("the decoder's image is not one value".into());
         }
         let mut names: Vec<&str> = graph.steps.iter().map(|step| step.name.as_str()).collect();
         names.sort_unstable();

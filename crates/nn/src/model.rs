@@ -13,8 +13,9 @@ use crate::train::Recipe;
 /// The artifact of a network that was trained on `dataset` by `recipe`.
 ///
 /// # Errors
-/// When a weight is not finite.
+/// When a weight is not finite, or the recipe is none for the network.
 pub fn to_artifact(network: &Network, recipe: &Recipe, dataset: &Dataset) -> Result<Model> {
+    recipe.check_network(network.graph()).map_err(Error::Msg)?;
     let facts = ModelFacts {
         architecture: to_json(network.architecture())?,
         recipe: to_json(recipe)?,
@@ -61,11 +62,13 @@ pub fn architecture(model: &Model) -> Result<Architecture> {
 /// The recipe of an artifact.
 ///
 /// # Errors
-/// When it is none that this release knows, or nothing can be trained by it.
+/// When it is none that this release knows, or the model's network cannot be trained by it.
 pub fn recipe(model: &Model) -> Result<Recipe> {
     let recipe: Recipe = serde_json::from_value(model.facts.recipe.clone())
         .map_err(|error| broken(&format!("its training recipe does not parse: {error}")))?;
-    recipe.check().map_err(|(_, message)| broken(&format!("in its training recipe {message}")))?;
+    let in_recipe = |message: String| broken(&format!("in its training recipe {message}"));
+    recipe.check().map_err(|(_, message)| in_recipe(message))?;
+    recipe.check_network(&architecture(model)?.graph().map_err(|reason| broken(&reason))?).map_err(in_recipe)?;
     Ok(recipe)
 }
 
@@ -279,6 +282,9 @@ mod tests {
         assert!(wrong_recipe("schedule", json!("step")).contains("its training recipe does not parse: unknown variant `step`"));
         assert!(wrong_recipe("epochs", json!(0)).contains("in its training recipe `epochs` must be at least 1"));
         assert!(wrong_recipe("lr", json!(-1.0)).contains("in its training recipe `lr` must be a positive number"));
+        assert!(
+            wrong_recipe("reconstruction", json!(0.5)).contains("in its training recipe `reconstruction` needs a network with a decoder")
+        );
         assert!(refused(|model| model.facts.architecture["family"] = json!("perceptron")).contains("its architecture does not parse"));
         assert!(refused(|model| model.facts.architecture["widths"] = json!([4, 1_000_000_000_u64])).contains("parameters"));
         assert!(refused(|model| model.facts.class_names.push("c".into())).contains("has 2 classes, but 3 are named"));

@@ -12,7 +12,9 @@ use crate::architecture::{Architecture, Part};
 use crate::fuse::{Kernel, Piece, fuse};
 use crate::gradients::Gradients;
 use crate::graph::{Graph, Initial, Operation, Role, Slot, Step, Value};
-use crate::ops::{self, BATCH_NORM_EPSILON, Convolution, Deposit, FrozenBlock, InstanceBlock, Normalisation, Statistics, Weight, composed};
+use crate::ops::{
+    self, BATCH_NORM_EPSILON, Convolution, Deposit, FrozenBlock, InstanceBlock, Normalisation, Statistics, Weight, composed, with_values,
+};
 use crate::place::Place;
 use crate::rng::{Stream, Streams};
 use crate::tally;
@@ -139,6 +141,25 @@ fn rounded(value: f64, dtype: DType) -> f64 {
 
 /// The statistics of a batch, by the name of the normalisation that they belong to.
 type Moved = Vec<(String, Statistics)>;
+
+/// The values of a parameter or buffer where they lie, row-major.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Values<'a> {
+    F32(&'a [f32]),
+    F64(&'a [f64]),
+    I64(&'a [i64]),
+}
+
+impl Values<'_> {
+    /// A copy.
+    pub(crate) fn to_stored(self, shape: &[usize]) -> Stored {
+        match self {
+            Self::F32(values) => Stored::F32(Array::new(shape.to_vec(), values.to_vec())),
+            Self::F64(values) => Stored::F64(Array::new(shape.to_vec(), values.to_vec())),
+            Self::I64(values) => Stored::I64(Array::new(shape.to_vec(), values.to_vec())),
+        }
+    }
+}
 
 /// A network with its weights. It has no `clone`, whose variables would be those of the original: [`Self::duplicate`] shares nothing.
 #[derive(Debug)]
@@ -272,22 +293,37 @@ impl Network {
     /// When a tensor cannot be read.
     pub fn to_tensors(&self) -> Result<BTreeMap<String, Stored>> {
         let mut tensors = BTreeMap::new();
-        for (name, parameter) in &self.parameters {
-            tensors.insert(name.clone(), stored(&parameter.as_detached_tensor())?);
-        }
-        for (name, tensor) in &self.fixed {
-            tensors.insert(name.clone(), stored(tensor)?);
-        }
-        let vector = |values: &[f64]| match self.place.dtype {
-            DType::F64 => Stored::F64(Array::vector(values.to_vec())),
-            _ => Stored::F32(Array::vector(values.iter().map(|&value| value as f32).collect())),
-        };
-        for (name, averages) in &self.averages {
-            tensors.insert(format!("{name}.running_mean"), vector(&averages.mean));
-            tensors.insert(format!("{name}.running_var"), vector(&averages.variance));
-            tensors.insert(format!("{name}.num_batches_tracked"), Stored::I64(Array::new(vec![], vec![averages.batches])));
-        }
+        self.for_each_tensor(|name, shape, values| {
+            tensors.insert(name.to_owned(), values.to_stored(shape));
+            Ok(())
+        })?;
         Ok(tensors)
+    }
+
+    /// Calls `visit` with name, shape and values of each parameter and buffer, in any order; on the CPU none of the parameters is copied.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read, and those of `visit`.
+    pub(crate) fn for_each_tensor(&self, mut visit: impl FnMut(&str, &[usize], Values<'_>) -> Result<()>) -> Result<()> {
+        let parameters = self.parameters.iter().map(|(name, parameter)| (name, parameter.as_tensor()));
+        for (name, tensor) in parameters.chain(&self.fixed) {
+            let here = tensor.to_device(&Device::Cpu)?;
+            match tensor.dtype() {
+                DType::F64 => with_values(&[&here], |values| visit(name, tensor.dims(), Values::F64(values[0])))?,
+                _ => with_values(&[&here], |values| visit(name, tensor.dims(), Values::F32(values[0])))?,
+            }
+        }
+        for (name, averages) in &self.averages {
+            for (suffix, values) in [("running_mean", &averages.mean), ("running_var", &averages.variance)] {
+                let (name, shape) = (format!("{name}.{suffix}"), [values.len()]);
+                match self.place.dtype {
+                    DType::F64 => visit(&name, &shape, Values::F64(values))?,
+                    _ => visit(&name, &shape, Values::F32(&values.iter().map(|&value| value as f32).collect::<Vec<_>>()))?,
+                }
+            }
+            visit(&format!("{name}.num_batches_tracked"), &[], Values::I64(&[averages.batches]))?;
+        }
+        Ok(())
     }
 
     /// The network with all its sizes.
@@ -345,8 +381,39 @@ impl Network {
     /// # Errors
     /// When the shapes do not fit.
     pub fn forward(&mut self, input: &Tensor, parts: &[Part], modes: Modes, trainable: &Trainable, dropout: &mut Stream) -> Result<Tensor> {
+        self.forward_through(input, self.steps_of(parts)?, modes, trainable, dropout)
+    }
+
+    /// The output of all parts for `images`, [N, C, H, W], and what the network's decoder makes of them on the way, likewise [N, C, H, W]; gradients flow as
+    /// in [`Self::forward`], from both.
+    ///
+    /// # Errors
+    /// When the network has no decoder, or the shapes do not fit.
+    pub fn forward_with_reconstruction(
+        &mut self,
+        images: &Tensor,
+        modes: Modes,
+        trainable: &Trainable,
+        dropout: &mut Stream,
+    ) -> Result<(Tensor, Tensor)> {
+        let Some(decoded) = self.graph.reconstruction() else { bail!("the network has no decoder, whose images could be asked for") };
+        let image = self.forward_through(images, 0..decoded, modes, trainable, dropout)?;
+        let output = self.forward_through(&image, decoded..self.graph.steps().len(), modes, trainable, dropout)?;
+        let reconstruction = if self.composes() { composed::channels_first(&image)? } else { ops::channels_first(&image)? };
+        Ok((output, reconstruction))
+    }
+
+    /// Takes `input` through some steps, and moves the running averages there.
+    fn forward_through(
+        &mut self,
+        input: &Tensor,
+        steps: Range<usize>,
+        modes: Modes,
+        trainable: &Trainable,
+        dropout: &mut Stream,
+    ) -> Result<Tensor> {
         let mut pass = Pass { modes, trainable, dropout: Some(dropout), moved: Vec::new() };
-        let output = self.run(input, self.steps_of(parts)?, &mut pass)?;
+        let output = self.run(input, steps, &mut pass)?;
         if let Some((name, _)) = pass.moved.iter().find(|(_, statistics)| statistics.count < 2) {
             bail!(
                 "`{name}` is to normalise a batch by a single value of each channel: its images are one pixel there, and the batch is one sample; give \
@@ -755,14 +822,6 @@ fn plain(channels: usize) -> [Vec<f64>; 2] {
 
 fn argument(values: &BTreeMap<Value, Tensor>, value: Value) -> Result<Tensor> {
     values.get(&value).cloned().ok_or_else(|| candle_core::Error::msg(format!("value {value} lies before the steps that are gone through")))
-}
-
-fn stored(tensor: &Tensor) -> Result<Stored> {
-    let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
-    Ok(match tensor.dtype() {
-        DType::F64 => Stored::F64(Array::new(tensor.dims().to_vec(), flat.to_vec1()?)),
-        _ => Stored::F32(Array::new(tensor.dims().to_vec(), flat.to_vec1()?)),
-    })
 }
 
 /// The gradients of a loss that depends on the outputs of several networks, for each of them those of the parameters that are trainable.

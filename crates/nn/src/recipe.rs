@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::augment::{Augmentation, Border, Flip};
+use crate::graph::Graph;
 use crate::optimiser::Rule;
 
 /// An update rule by name.
@@ -113,6 +114,7 @@ impl Preset {
             decay: Decay::All,
             clip: 0.0,
             smoothing: 0.0,
+            reconstruction: 0.0,
             per: Per::Epoch,
             warmup: 0.0,
             milestones: Vec::new(),
@@ -211,6 +213,12 @@ pub struct Recipe {
     /// Label smoothing: the share of a label that is spread evenly over all classes.
     #[serde(default, skip_serializing_if = "is_default")]
     pub smoothing: f64,
+    /// The weight of the mean squared error between what a network's decoder gives and its input, which is added to the cross-entropy of its output; for
+    /// `conv-autoencoder` alone. The paper trains its own so, with 0.5, but takes the cross-entropy of a classifier on the code, which it then puts away;
+    /// here it is that of the network's own classifier, which reads the decoded image, so that the decoder learns from it too. A decoded image lies within
+    /// 0 and 1: images normalised to other numbers (by all but a mean of 0 and a deviation of 1) are matched as far as that reaches, as in the paper.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub reconstruction: f64,
     /// How often the learning rate is set.
     #[serde(default, skip_serializing_if = "is_default")]
     pub per: Per,
@@ -372,6 +380,7 @@ impl Recipe {
             (!matches!(self.rule(), Rule::Nesterov { momentum: 0.0, .. }), "nesterov", "false where `momentum` is 0"),
             (self.clip >= 0.0 && self.clip.is_finite(), "clip", "0 (none) or more"),
             ((0.0..1.0).contains(&self.smoothing), "smoothing", "at least 0 and below 1"),
+            (self.reconstruction >= 0.0 && self.reconstruction.is_finite(), "reconstruction", "0 (none) or more"),
             (self.warmup >= 0.0 && self.warmup < self.epochs as f64, "warmup", "at least 0 and less than `epochs`"),
             (
                 self.milestones.iter().all(|&epoch| epoch > 0.0 && epoch.is_finite())
@@ -398,5 +407,24 @@ impl Recipe {
             ),
         ];
         rules.into_iter().find(|(fits, ..)| !fits).map_or(Ok(()), |(_, name, rule)| Err((name, format!("`{name}` must be {rule}"))))
+    }
+
+    /// Checks that a network can be trained by this recipe.
+    ///
+    /// # Errors
+    /// What is missing of the network, and what to do.
+    pub fn check_network(&self, graph: &Graph) -> Result<(), String> {
+        if self.reconstruction == 0.0 {
+            return Ok(());
+        }
+        match graph.reconstruction().map(|image| graph.shape(image)) {
+            Some(decoded) if decoded == graph.input() => Ok(()),
+            Some(decoded) => Err(format!(
+                "`reconstruction` compares images with what the decoder makes of them, which is {decoded:?} of {:?}; resize, crop or pad the images to \
+                 that height and width",
+                graph.input()
+            )),
+            None => Err("`reconstruction` needs a network with a decoder, as `conv-autoencoder` has it; leave it out for others".into()),
+        }
     }
 }

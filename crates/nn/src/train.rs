@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Error, Result, Tensor, bail};
 use dcu_artifact::{Array, Dataset, Holdout, Tensor as Stored};
 
 use crate::architecture::Part;
@@ -13,7 +13,7 @@ use crate::evaluate;
 use crate::gradients::Gradients;
 use crate::graph::Role;
 use crate::network::{self, Mode, Modes, Network, Trainable};
-use crate::ops::Statistics;
+use crate::ops::{self, Statistics};
 use crate::optimiser::{Optimiser, Rule};
 use crate::recipe::{Decay, Keep, Watch};
 pub use crate::recipe::{OptimiserName, Recipe, Schedule};
@@ -86,8 +86,14 @@ impl<'a> Prepared<'a> {
             None => self.samples.batch(rows)?,
         };
         let mut dropout = phase.streams.indexed(&format!("{} dropout", phase.purpose), place.step);
-        let logits = network.forward(&input, &self.parts, phase.modes, phase.trainable, &mut dropout)?;
-        self.samples.loss(&logits, rows, treatment.smoothing)
+        if treatment.reconstruction == 0.0 {
+            let logits = network.forward(&input, &self.parts, phase.modes, phase.trainable, &mut dropout)?;
+            return self.samples.loss(&logits, rows, treatment.smoothing);
+        }
+        let (logits, decoded) = network.forward_with_reconstruction(&input, phase.modes, phase.trainable, &mut dropout)?;
+        let input = input.to_dtype(decoded.dtype())?.to_device(decoded.device())?;
+        let reconstruction = ops::squared_error(&decoded, &input)?;
+        self.samples.loss(&logits, rows, treatment.smoothing)? + reconstruction * treatment.reconstruction
     }
 }
 
@@ -105,6 +111,8 @@ struct Treatment<'a> {
     augmentation: Option<&'a Augmentation>,
     /// The share of a label that is spread evenly over all classes.
     smoothing: f64,
+    /// The weight of the mean squared error between decoded images and the images that entered the network; where it is not 0, all parts are gone through.
+    reconstruction: f64,
 }
 
 /// The values that some leading parts give for all samples.
@@ -382,6 +390,7 @@ impl Fit {
         if self.recipe.needs_validation() && self.validation.is_none() {
             bail!("the recipe stops or chooses by validation samples (`patience`, `keep: best`), and none were given");
         }
+        self.recipe.check_network(self.network.graph()).map_err(Error::Msg)?;
         let trainable = Trainable::all(self.network.graph());
         let phase = Phase {
             trainable: &trainable,
@@ -391,10 +400,11 @@ impl Fit {
             purpose: "fit",
         };
         let augmentation = self.recipe.augmentation();
-        let treatment = Treatment { augmentation: augmentation.as_ref(), smoothing: self.recipe.smoothing };
+        let Recipe { smoothing, reconstruction, .. } = self.recipe;
+        let treatment = Treatment { augmentation: augmentation.as_ref(), smoothing, reconstruction };
         let (recipe, done, average) = (&self.recipe, self.done, &mut self.average);
         let after_step = |network: &Network| match average {
-            Some(average) if recipe.ema > 0.0 => average.add(network.to_tensors()?),
+            Some(average) if recipe.ema > 0.0 => average.add(network),
             _ => Ok(()),
         };
         let (prepared, rate) = (Prepared::all_parts(samples), |step, steps| recipe.rate(done, step, steps));
@@ -403,7 +413,7 @@ impl Fit {
         if self.done + self.recipe.average_last > self.recipe.epochs
             && let Some(average) = self.average.as_mut().filter(|_| self.recipe.average_last > 0)
         {
-            average.add(self.network.to_tensors()?)?;
+            average.add(&self.network)?;
         }
         if self.recipe.needs_validation() {
             self.validate()?;

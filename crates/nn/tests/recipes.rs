@@ -10,7 +10,7 @@ use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::recipe::{Decay, Keep, OptimiserName, Per, Preset, Recipe, Schedule, Watch};
 use dcu_nn::rng::Streams;
 use dcu_nn::train::{self, Fit};
-use dcu_nn::{Architecture, Family, Gradients, Network, Samples, evaluate};
+use dcu_nn::{Architecture, Family, Gradients, Network, Part, Samples, evaluate};
 use serde_json::json;
 
 fn golden() -> std::collections::HashMap<String, Tensor> {
@@ -180,6 +180,7 @@ fn a_recipe_comes_back_from_its_json() {
         decay: Decay::Weights,
         clip: 1.0,
         smoothing: 0.1,
+        reconstruction: 0.5,
         per: Per::Step,
         warmup: 0.5,
         schedule: Schedule::Steps,
@@ -221,6 +222,7 @@ fn the_field_to_blame_is_named() {
     for (name, value) in [
         ("clip", json!(-1.0)),
         ("smoothing", json!(1.0)),
+        ("reconstruction", json!(-0.5)),
         ("warmup", json!(30.0)),
         ("milestones", json!([5.0])),
         ("gamma", json!(0.0)),
@@ -380,7 +382,7 @@ fn the_last_epochs_are_averaged() {
         }
     }
     let mut expected = Network::from_tensors(network().architecture(), &averaged).unwrap();
-    for part in dcu_nn::Part::ALL {
+    for part in Part::ALL {
         train::recompute_running_averages(&mut expected, &samples(41, "training"), part).unwrap();
     }
     for (name, tensor) in expected.to_tensors().unwrap() {
@@ -388,6 +390,38 @@ fn the_last_epochs_are_averaged() {
             assert_eq!(found[&name], tensor, "{name}");
         }
     }
+}
+
+/// Tensor by tensor from whole copies of the network, of which batch normalisation has buffers too.
+#[test]
+fn each_step_moves_the_average_by_its_rule() {
+    // One step an epoch, so that a snapshot shows each.
+    let recipe = Recipe { epochs: 5, batch: 41, lr: 0.05, optimiser: OptimiserName::Sgd, ema: 0.29, ..Recipe::default() };
+    let mut fit = Fit::new(network(), recipe.clone(), streams());
+    let mut average = BTreeMap::new();
+    // What it keeps of itself: `ema`, at most (1 + n) / (10 + n).
+    let shares = [0.0, 2.0 / 11.0, 0.25, 0.29, 0.29];
+    for (step, share) in shares.into_iter().enumerate() {
+        let last = Recipe { ema: 0.0, epochs: step + 1, ..recipe.clone() };
+        let (_, weights) = ended(Fit::new(network(), last, streams()), &mut Vec::new());
+        for (name, new) in weights {
+            match (average.get_mut(&name), new) {
+                (Some(Stored::F32(average)), Stored::F32(new)) => {
+                    let blend = |(average, new): (&mut f32, f32)| *average += (1.0 - share) as f32 * (new - *average);
+                    average.data.iter_mut().zip(new.data).for_each(blend);
+                }
+                (_, new) => drop(average.insert(name, new)),
+            }
+        }
+        fit.next_epoch(&samples(41, "training")).unwrap();
+        if fit.done() < recipe.epochs {
+            let snapshot = fit.snapshot().unwrap();
+            let found = average.keys().map(|name| (name.clone(), snapshot[&format!("{name}@average")].clone()));
+            assert_eq!(found.collect::<BTreeMap<_, _>>(), average, "after {} steps", step + 1);
+        }
+    }
+    assert!(average.contains_key("features.1.running_var") && average.contains_key("features.1.num_batches_tracked"));
+    assert_eq!(fit.finish().to_tensors().unwrap(), average);
 }
 
 #[test]
@@ -424,6 +458,86 @@ fn smoothing_is_the_cross_entropy_with_smoothed_labels() {
     // Linear in the smoothing: between the labels' loss and that of even labels.
     let (hard, half, most) = (first_loss(0.0), first_loss(0.25), first_loss(0.5));
     assert!((hard + most - 2.0 * half).abs() < 1e-6 && hard != most, "{hard} {half} {most}");
+}
+
+fn autoencoder(input: [usize; 3]) -> Network {
+    let widths = vec![6, 8, 10, 8, 8, 16];
+    let architecture = Architecture { widths, hidden: 16, dropout: 0.0, ..Architecture::of_family(Family::ConvAutoencoder, input, 3) };
+    Network::initialised(&architecture, &streams()).unwrap()
+}
+
+/// Images that brighten to the right, the more the higher their class, with little noise.
+fn bright_samples(count: usize, [channels, height, width]: [usize; 3]) -> Samples {
+    let mut stream = streams().stream("bright");
+    let mut image = |row: usize| {
+        let value = |column: usize| 0.1 + (row % 3 * column) as f32 / (2 * width) as f32;
+        (0..channels * height * width).map(|index| value(index % width) + 0.02 * stream.normal()).collect::<Vec<_>>()
+    };
+    let images = (0..count).flat_map(&mut image).collect();
+    Samples::of_values(Array::new(vec![count, channels, height, width], images), (0..count).map(|row| (row % 3) as u32).collect()).unwrap()
+}
+
+/// Mean cross-entropy of the output, and mean squared error of the decoded images, value by value.
+fn errors(network: &Network, samples: &Samples) -> [f64; 2] {
+    let (images, labels) = samples.batch(&(0..samples.len()).collect::<Vec<_>>()).unwrap();
+    let logits = network.evaluate(&images, &Part::ALL).unwrap().to_vec2::<f32>().unwrap();
+    let surprise = |(logits, &label): (&Vec<f32>, &u32)| {
+        logits.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>().ln() - f64::from(logits[label as usize])
+    };
+    let cross_entropy = logits.iter().zip(&labels).map(surprise).sum::<f64>() / labels.len() as f64;
+    let decoded =
+        network.evaluate(&images, &[Part::Beginning, Part::Intermediate]).and_then(|images| images.permute((0, 3, 1, 2))).unwrap();
+    assert_eq!(decoded.dims(), images.dims());
+    let squares: Vec<f64> = flat(&decoded).iter().zip(flat(&images)).map(|(decoded, value)| (decoded - value).powi(2)).collect();
+    [cross_entropy, squares.iter().sum::<f64>() / squares.len() as f64]
+}
+
+#[test]
+fn the_error_of_decoded_images_is_added_with_its_weight() {
+    let size = [3, 8, 16];
+    let samples = bright_samples(12, size);
+    let [cross_entropy, squared_error] = errors(&autoencoder(size), &samples);
+    for (reconstruction, expected) in
+        [(0.0, cross_entropy), (0.5, cross_entropy + 0.5 * squared_error), (3.0, cross_entropy + 3.0 * squared_error)]
+    {
+        let recipe = Recipe { reconstruction, epochs: 1, batch: 12, ..Recipe::default() };
+        let found = Fit::new(autoencoder(size), recipe, streams()).next_epoch(&samples).unwrap().unwrap();
+        assert!((found - expected).abs() < 1e-6, "{reconstruction}: {found} where {expected} is right");
+    }
+}
+
+/// By the cross-entropy alone they do not; it makes no difference where the parts are cut.
+#[test]
+fn decoded_images_come_to_be_like_the_images() {
+    let size = [3, 8, 8];
+    let samples = bright_samples(30, size);
+    let trained = |reconstruction: f64, epochs: usize, cut: Option<[&str; 2]>| {
+        let cut = cut.map(|names| names.map(str::to_owned));
+        let architecture = Architecture { cut, ..autoencoder(size).architecture().clone() };
+        let recipe = Recipe { reconstruction, epochs, batch: 10, lr: 5e-3, ..Recipe::default() };
+        let mut fit = Fit::new(Network::initialised(&architecture, &streams()).unwrap(), recipe, streams());
+        while fit.next_epoch(&samples).unwrap().is_some() {}
+        Network::from_tensors(autoencoder(size).architecture(), &fit.finish().to_tensors().unwrap()).unwrap()
+    };
+    let [[_, first], [_, without], [cross_entropy, with]] =
+        [autoencoder(size), trained(0.0, 100, None), trained(0.5, 100, None)].map(|network| errors(&network, &samples));
+    assert!(with < 0.4 * first && with < 0.4 * without, "{first} at first, {without} without, {with} with");
+    assert!(cross_entropy < 0.5, "{cross_entropy}: the classes are learnt all the same");
+    let cut = trained(0.5, 3, Some(["encoder.2", "decoder.2"]));
+    assert_eq!(cut.to_tensors().unwrap(), trained(0.5, 3, None).to_tensors().unwrap());
+}
+
+#[test]
+fn what_cannot_be_reconstructed_is_refused() {
+    let refused = |network: Network, size: [usize; 3]| {
+        let recipe = Recipe { reconstruction: 0.5, epochs: 1, batch: 4, ..Recipe::default() };
+        let samples = bright_samples(8, size);
+        let error = Fit::new(network, recipe, streams()).next_epoch(&samples).unwrap_err().to_string();
+        assert!(error.starts_with("`reconstruction` "), "{error}");
+        error
+    };
+    assert!(refused(network(), [3, 8, 8]).contains("a network with a decoder, as `conv-autoencoder` has it"));
+    assert!(refused(autoencoder([3, 9, 20]), [3, 9, 20]).contains("[3, 8, 16] of [3, 9, 20]; resize"));
 }
 
 #[test]

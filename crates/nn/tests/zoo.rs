@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::DType;
 use dcu_artifact::Tensor as Stored;
 use dcu_nn::optimiser::{Optimiser, Rule};
+use dcu_nn::recipe::{OptimiserName, Recipe};
 use dcu_nn::rng::Streams;
 use dcu_nn::train::{self, Phase, Prepared};
-use dcu_nn::{Architecture, Mode, Network, Part, Place, Samples, Tensor, Trainable, network, ops};
+use dcu_nn::{Architecture, Device, Mode, Network, Part, Place, Samples, Tensor, Trainable, network, ops};
 use golden::{Golden, State, apart, flat, samples, state_of, units};
 use serde::Deserialize;
 
@@ -203,6 +204,34 @@ fn the_first_losses_of_a_training_in_f32() {
 #[test]
 fn the_first_losses_of_a_training_in_f64() {
     check_trainings(&Place { dtype: DType::F64, ..Place::default() }, 1e-7, 1e-6);
+}
+
+/// With the mean squared error of the decoded images, which is in recipes.safetensors.
+#[test]
+fn the_first_losses_of_a_training_with_reconstruction() {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs the tests");
+    let recipes = std::path::Path::new(&package).join("tests/golden/recipes.safetensors");
+    let expected = flat(&candle_core::safetensors::load(recipes, &Device::Cpu).unwrap()["reconstruction"]);
+    let name = "conv_autoencoder";
+    let case = &cases(&Golden::open())[name];
+    let (images, labels) = samples(name, 0, BATCH, &case.architecture);
+    let values = flat(&images).into_iter().map(|value| value as f32).collect();
+    let samples = Samples::of_values(dcu_artifact::Array::new(images.dims().to_vec(), values), labels).unwrap();
+    let recipe = Recipe {
+        reconstruction: 0.5,
+        epochs: expected.len(),
+        batch: BATCH,
+        lr: 0.02,
+        optimiser: OptimiserName::Sgd,
+        momentum: 0.9,
+        ..Recipe::default()
+    };
+    for (place, tolerance) in places() {
+        let network = golden::network(name, &case.architecture, &case.state, &place).unwrap();
+        let mut fit = train::Fit::new(network, recipe.clone(), Streams::new(1, "test"));
+        let losses: Vec<f64> = std::iter::from_fn(|| fit.next_epoch(&samples).unwrap()).collect();
+        hold(&format!("losses {place:?}"), [(name.to_owned(), apart(name, &losses, &expected))], 0.1 * tolerance);
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! How the user says which network is trained and how, for `fit` and `import` alike: a preset, and what is to differ from it.
 
+use dcu_nn::Family;
 use dcu_nn::recipe::{Preset, Recipe};
 use dcu_stage::Rejected;
 use schemars::Schema;
@@ -33,6 +34,7 @@ macro_rules! with_training {
             decay: dcu_nn::recipe::Decay,
             clip: f64,
             smoothing: f64,
+            reconstruction: f64,
             per: dcu_nn::recipe::Per,
             warmup: f64,
             milestones: Vec<f64>,
@@ -120,7 +122,7 @@ macro_rules! with_training {
                 Ok(chosen)
             }
 
-            /// The preset with what is given in place of its own, checked.
+            /// The preset with what is given in place of its own, checked as far as it can be without images.
             ///
             /// # Errors
             /// Names the parameter.
@@ -129,7 +131,7 @@ macro_rules! with_training {
                 $(if let Some(value) = &self.$field {
                     recipe.$field.clone_from(value);
                 })*
-                $crate::recipe::check(&recipe)?;
+                $crate::recipe::check(&recipe, self.model)?;
                 Ok(recipe)
             }
 
@@ -146,12 +148,17 @@ macro_rules! with_training {
 
 pub(crate) use with_training;
 
-/// Refuses a recipe that cannot work.
+/// Refuses a recipe that cannot work with such networks.
 ///
 /// # Errors
 /// Names the parameter.
-pub(crate) fn check(recipe: &Recipe) -> Result<(), Rejected> {
-    recipe.check().map_err(|(name, message)| Rejected::parameter(name, message))
+pub(crate) fn check(recipe: &Recipe, family: Family) -> Result<(), Rejected> {
+    recipe.check().map_err(|(name, message)| Rejected::parameter(name, message))?;
+    Rejected::unless(
+        recipe.reconstruction == 0.0 || family.has_decoder(),
+        "reconstruction",
+        "`reconstruction` needs a network with a decoder, `model: conv-autoencoder`; leave it out for others",
+    )
 }
 
 /// Describes the parameters that are a recipe's fields as the recipe does, with what each preset has; `fields` are all of a recipe's.
@@ -203,6 +210,18 @@ mod tests {
         assert_eq!(parsed(json!({ "optimiser": "adamw" })).recipe().unwrap().optimiser, OptimiserName::Adamw);
         let unknown = serde_json::from_value::<Parameters>(json!({ "epoch": 3 })).unwrap_err().to_string();
         assert!(unknown.contains("unknown field `epoch`") && unknown.contains("`own`") && unknown.contains("`epochs`"), "{unknown}");
+    }
+
+    #[test]
+    fn images_are_reconstructed_by_a_decoder_alone() {
+        let recipe = |model: &str, weight: f64| parsed(json!({ "model": model, "reconstruction": weight })).recipe();
+        assert_eq!(recipe("conv-autoencoder", 0.5).unwrap().reconstruction, 0.5);
+        assert_eq!(recipe("cnn", 0.0).unwrap(), Recipe::default());
+        for (model, weight, reason) in [("cnn", 0.5, "`model: conv-autoencoder`"), ("conv-autoencoder", -0.5, "0 (none) or more")] {
+            let rejected = recipe(model, weight).unwrap_err();
+            assert_eq!(rejected.parameter.as_deref(), Some("reconstruction"), "{model}");
+            assert!(rejected.message.contains(reason), "{}", rejected.message);
+        }
     }
 
     /// Of each field of a recipe, and of nothing else.

@@ -122,7 +122,7 @@ fn check_recipe(recipe: &OpenFacts) -> Result<(), String> {
         let epochs: Option<Vec<f64>> = value.as_array().and_then(|epochs| epochs.iter().map(Value::as_f64).collect());
         epochs.is_some_and(|epochs| epochs.iter().all(|&epoch| epoch > 0.0) && epochs.is_sorted_by(|one, next| one < next))
     };
-    let rules: [Rule<'_>; 22] = [
+    let rules: [Rule<'_>; 23] = [
         ("epochs", &whole(1), "a whole number, at least 1"),
         ("batch", &whole(2), "a whole number, at least 2"),
         ("lr", &positive, "a positive number"),
@@ -130,6 +130,7 @@ fn check_recipe(recipe: &OpenFacts) -> Result<(), String> {
         ("weight_decay", &not_negative, "0 or more"),
         ("clip", &not_negative, "0 or more"),
         ("smoothing", &below_one, "at least 0 and below 1"),
+        ("reconstruction", &not_negative, "0 or more"),
         ("warmup", &not_negative, "0 or more"),
         ("milestones", &rising, "a rising list of positive numbers"),
         ("gamma", &positive, "a positive number"),

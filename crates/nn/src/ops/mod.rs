@@ -38,6 +38,7 @@ pub use loss::{cross_entropy, cross_entropy_per_sample, kl_divergence, soft_cros
 pub use norm::layer_norm;
 pub use perceptron::linear_gelu_linear;
 pub use pool::{adaptive_avg_pool2d, avg_pool2d, max_pool2d};
+pub(crate) use storage::with_values;
 pub use types::{
     BATCH_NORM_EPSILON, Block, Convolution, FrozenBlock, InstanceBlock, Normalisation, Pooling, Statistics, Targets, Weighting,
 };

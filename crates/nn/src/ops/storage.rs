@@ -73,7 +73,7 @@ pub(super) fn gradient_of<T: Real>(argument: &Tensor, values: Option<Vec<T>>) ->
 }
 
 /// Calls `run` with the values of contiguous tensors on the CPU.
-pub(super) fn with_values<T: Real, R>(tensors: &[&Tensor], run: impl FnOnce(&[&[T]]) -> Result<R>) -> Result<R> {
+pub(crate) fn with_values<T: Real, R>(tensors: &[&Tensor], run: impl FnOnce(&[&[T]]) -> Result<R>) -> Result<R> {
     let contiguous: Vec<Tensor> = tensors.iter().map(|tensor| tensor.contiguous()).collect::<Result<_>>()?;
     let guards: Vec<_> = contiguous.iter().map(|tensor| tensor.storage_and_layout()).collect();
     let slices: Vec<&[T]> = guards

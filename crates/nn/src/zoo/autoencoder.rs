@@ -1,5 +1,6 @@
 //! The paper's "condensed model" (arXiv 2402.00195): the encoder is the beginning, the decoder the intermediate, and a classifier of the decoded image the
-//! final. Features are the code. The classifier is a network of its own as well.
+//! final. Features are the code. The classifier is a network of its own as well. The paper's side classifier of the code, which takes part in pre-training
+//! alone, is left out: see [`crate::recipe::Recipe::reconstruction`].
 
 use super::{HALVES, check_halving, convolution, hidden};
 use crate::architecture::Architecture;
@@ -29,6 +30,7 @@ pub(super) fn build(architecture: &Architecture) -> Result<Builder, String> {
         network.then(format!("decoder.{}", 2 * index + 1), activation)?;
     }
     network.end_intermediate();
+    network.mark_reconstruction();
     classify(&mut network, "classifier.", classifier, architecture)?;
     Ok(network)
 }
