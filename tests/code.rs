@@ -15,7 +15,7 @@ const FILES: [(&str, &str); 12] = [
     (
         "crates/tiny/Cargo.toml",
         "[package]\nname = \"dcu-tiny\"\nversion = \"0.1.0\"\nedition = \"2024\"\nbuild = \"make.rs\"\n[lib]\nname = \"tiny\"
-         [[bin]]\nname = \"dcu-tiny\"\npath = \"src/main.rs\"\n[dependencies]\nhelper = { path = \"../helper\" }\n",
+         [[bin]]\nname = \"dcu-tiny\"\npath = \"src/main.rs\"\n[features]\ncuda = []\n[dependencies]\nhelper = { path = \"../helper\" }\n",
     ),
     (
         "crates/tiny/make.rs",
@@ -38,10 +38,10 @@ pub fn methods() -> Vec<(&'static str, fn() -> String)> {
 
 pub fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let listed = |entry: &str| methods().iter().map(|(name, _)| entry.replace("NAME", name)).collect::<Vec<_>>().join(",");
+    let listed = |entry: &str| methods().iter().map(|(name, _)| entry.replace("NAME", name).replace("DEVICE", if *name == "one" { "true" } else { "false" })).collect::<Vec<_>>().join(",");
     match arguments[0].as_str() {
         "describe" => {
-            let entry = r##"{"name":"NAME","version":1,"summary":"a text","uses_seed":false,"parameters":{"properties":{}},
+            let entry = r##"{"name":"NAME","version":1,"summary":"a text","uses_seed":false,"uses_device":DEVICE,"parameters":{"properties":{}},
                 "inputs":[{"name":"after","schema":"file/txt","optional":true,"many":false}],
                 "outputs":[{"name":"text","schema":"file/txt"}]}"##;
             println!("{}", r##"{"methods":[LIST]}"##.replace("LIST", &listed(entry)));
@@ -55,7 +55,9 @@ pub fn main() {
             let path = arguments.iter().find_map(|argument| argument.strip_prefix("text=")).unwrap();
             let (_, text) = methods().into_iter().find(|(known, _)| *known == name).unwrap();
             let made = include_str!(concat!(env!("OUT_DIR"), "/made.txt"));
-            std::fs::write(path, format!("{name}: {} {} {made}", text(), helper::shout!("loud"))).unwrap();
+            let device = arguments.iter().position(|argument| argument == "--device").map_or("", |place| &arguments[place + 1]);
+            let built = if cfg!(feature = "cuda") { "with cuda" } else { "without" };
+            std::fs::write(path, format!("{name}: {} {} {made} {built} {device}", text(), helper::shout!("loud"))).unwrap();
         }
     }
 }
@@ -226,6 +228,28 @@ fn looking_needs_no_cargo_and_only_what_is_named_is_built() {
     own.edit("pipeline.yaml", "tinny/one", "broken/one");
     let error = Finished::of(&mut own.command(&["status", "pipeline.yaml"])).failure();
     assert!(error.contains("do not build; see the messages above") && error.contains("dcu-broken"), "{error}");
+}
+
+#[test]
+fn for_a_gpu_the_programs_are_built_with_the_feature_and_the_results_are_others() {
+    let own = Workspace::new();
+    let on = |command: &str, device: &str| Finished::of(&mut own.command(&[command, "pipeline.yaml", "--device", device])).success();
+    own.runs("the CPU", &["one", "two"], "one: 1 words plain loud! made without \n");
+    // `two` says that its result does not depend on the device.
+    let run = on("run", "cpu-composed");
+    assert_eq!((run.ran(), run.cached()), (vec!["one"], vec!["two"]), "{}", run.stderr);
+    assert!(run.stdout.contains("made without cpu-composed"), "{}", run.stdout);
+    let run = on("run", "cuda:0");
+    assert_eq!(run.ran(), ["one", "two"], "another program:\n{}", run.stderr);
+    assert!(run.stderr.contains("device cpu-composed -> cuda:0; locked dependencies"), "{}", run.stderr);
+    assert!(run.stdout.contains("one: 1 words plain loud! made with cuda cuda:0"), "{}", run.stdout);
+    assert!(run.stdout.contains("two: 2 words plain loud! made with cuda \n"), "{}", run.stdout);
+    let run = on("run", "cuda:1");
+    assert_eq!((run.ran(), run.cached()), (vec!["one"], vec!["two"]), "{}", run.stderr);
+    for device in ["cpu", "cuda:0", "cpu-composed", "cuda:1", "cpu"] {
+        let status = on("status", device).stdout;
+        assert!(status.contains("2 of 2 stages are cached"), "{device}: {status}");
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Runs that are killed at any moment, alone and two at once, and runs on a full disk: the next run ends with the same bytes, and nothing is left behind.
+//! Runs that are killed at any moment, alone and two at once, and runs on a full disk: the next run ends with the same bytes and the same costs, and nothing is left behind.
 //!
 //! `DCU_KILLS` is the number of kills (12), `DCU_KILLS_SEED` repeats a series.
 #![cfg(target_os = "linux")]
@@ -74,7 +74,7 @@ fn run(project: &Project, epochs: usize, more: &[&str]) -> Command {
     command
 }
 
-/// All results of a store.
+/// All results of a store, and of each record what was computed.
 fn files(store: &Path) -> Files {
     let mut found = Files::new();
     let mut open = vec![store.to_owned()];
@@ -85,6 +85,9 @@ fn files(store: &Path) -> Files {
                 open.push(path);
             } else if path.extension().is_some_and(|extension| extension == "safetensors" || extension == "txt") {
                 found.insert(path.strip_prefix(store).unwrap().to_owned(), std::fs::read(&path).unwrap());
+            } else if folder.parent().is_some_and(|parent| parent.ends_with("results")) {
+                let record: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+                found.insert(path.strip_prefix(store).unwrap().to_owned(), record["cost"].to_string().into_bytes());
             }
         }
     }
@@ -116,7 +119,7 @@ fn references() -> (Vec<Files>, Duration) {
         time = begin.elapsed();
         assert_eq!(finished.success().ran().len(), 6);
         let files = files(&project.store());
-        assert!(files.len() >= 7, "{:?}", files.keys());
+        assert!(files.len() >= 13, "{:?}", files.keys());
         files
     });
     (files.into(), time)

@@ -28,7 +28,7 @@ stages:
     uses: unlearn/modular
     in: { model: offline, dataset: data.train, request: request, retain: reduced, test: data.test, holdout: holdout }
     with: { overture: 2 }
-  retrain:   { uses: unlearn/retrain, in: { model: base, dataset: data.train, request: request, retain: reduced, test: data.test, holdout: holdout } }
+  retrain:   { uses: unlearn/retrain, in: { model: base, dataset: data.train, request: request, test: data.test, holdout: holdout } }
   evaluate:
     matrix: { of: [base, modular, retrain] }
     uses: attack/evaluate

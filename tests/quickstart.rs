@@ -1,9 +1,18 @@
 //! `pipelines/quickstart.yaml` keeps what it promises.
 
+use std::collections::BTreeMap;
+
 use dcu_tests::{Project, artifacts, row, workspace};
+use serde_json::Value;
 
 fn quickstart() -> Project {
     Project::new(&std::fs::read_to_string(workspace().join("pipelines/quickstart.yaml")).unwrap())
+}
+
+/// What each result took to compute.
+fn costs(project: &Project) -> BTreeMap<String, Value> {
+    let rows: Value = serde_json::from_str(&project.xtask("times", &["--format", "json"]).success().stdout).unwrap();
+    rows.as_array().unwrap().iter().map(|row| (row["instance"].as_str().unwrap().to_owned(), row["cost"].clone())).collect()
 }
 
 #[test]
@@ -49,6 +58,7 @@ fn quickstart_forgets_what_it_learned_and_only_pays_for_what_changed() {
         for (path, bytes) in &left {
             assert!(*bytes == right[path], "{} differs with {threads} threads", path.display());
         }
+        assert_eq!(costs(&other), first_costs, "{threads} threads");
         let folders = [project.path(""), other.path(""), workspace().to_owned()].map(|path| path.display().to_string());
         for (path, bytes) in &left {
             let header = String::from_utf8_lossy(&bytes[..bytes.len().min(20_000)]);

@@ -144,19 +144,20 @@ fn every_line_of_a_pipeline_works_as_written() {
 #[test]
 fn one_setting_swaps_any_unlearning_method_for_any_other() {
     let methods: Value = serde_json::from_str(&Finished::of(program("xtask").args(["list", "--json"])).success().stdout).unwrap();
-    let methods: Vec<&str> = methods.as_object().unwrap().keys().filter_map(|name| name.strip_prefix("unlearn/")).collect();
+    // What is prepared for them before any request takes no request.
+    let unlearns = |method: &Value| method["inputs"].as_array().unwrap().iter().any(|input| input["name"] == "request");
+    let methods = methods.as_object().unwrap().iter().filter(|(_, method)| unlearns(method));
+    let methods: Vec<&str> = methods.filter_map(|(name, _)| name.strip_prefix("unlearn/")).collect();
     assert!(methods.len() >= 3);
     // As README's pipelines have it: no parameter of one method is in the way of another.
     let small = SMALL.replace("    with: { overture: 2 }\n", "").replace("retain: reduced,", "retain: reduced, ensemble: folds,");
     let folds = "  folds:     { uses: train/ensemble, in: { dataset: data.train, model: base } }\n  request: ";
     let project = Project::new(&small.replace("  request: ", folds));
     for method in methods {
-        for stage in ["modular", "retrain"] {
-            let swap = format!("{stage}.uses=unlearn/{method}");
-            project.xtask("run", &["--set", &swap]).success();
-            let rows = project.metrics(&["--set", &swap]);
-            assert!(row(&rows, method)["test_accuracy"].is_number(), "{swap}");
-        }
+        let swap = format!("modular.uses=unlearn/{method}");
+        project.xtask("run", &["--set", &swap]).success();
+        let rows = project.metrics(&["--set", &swap]);
+        assert!(row(&rows, method)["test_accuracy"].is_number(), "{swap}");
     }
 }
 

@@ -24,6 +24,9 @@ pub(crate) struct Method {
     pub(crate) pinned: bool,
     #[serde(default)]
     pub(crate) timings: bool,
+    /// Whether its result depends on the device.
+    #[serde(default)]
+    pub(crate) uses_device: bool,
     pub(crate) parameters: Value,
     pub(crate) inputs: Vec<Input>,
     pub(crate) outputs: Vec<Output>,
@@ -130,9 +133,15 @@ struct Description {
 impl Catalogue {
     /// Makes the programs of the needed stage crates ready and asks each what it can do. Names that are no
     /// stage crate are left out: [`Self::find`] will not find them.
-    pub(crate) fn open(workspace: &Path, store: Option<&Path>, needed: &BTreeSet<String>, mode: Mode) -> anyhow::Result<Self> {
+    pub(crate) fn open(
+        workspace: &Path,
+        store: Option<&Path>,
+        needed: &BTreeSet<String>,
+        mode: Mode,
+        feature: Option<&'static str>,
+    ) -> anyhow::Result<Self> {
         let stages = programs::stage_crates(workspace)?;
-        let programs = Programs::new(workspace, store, mode)?;
+        let programs = Programs::new(workspace, store, mode, feature)?;
         let needed = needed.intersection(&stages).cloned().collect();
         let profile = programs.profile().to_owned();
         let nothing = digest_json(&Value::Null);
@@ -282,7 +291,7 @@ impl Catalogue {
     pub(crate) fn of(crate_name: &str, methods: Vec<Method>) -> Self {
         Self {
             workspace: PathBuf::new(),
-            programs: Programs::new(Path::new(""), None, Mode::Look).expect("nothing is read"),
+            programs: Programs::new(Path::new(""), None, Mode::Look, None).expect("nothing is read"),
             stages: BTreeSet::from([crate_name.to_owned()]),
             crates: BTreeMap::from([(crate_name.to_owned(), methods)]),
             dependencies: BTreeMap::new(),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
+use crate::device::Device;
 use crate::diagnostic::near;
 use crate::metrics;
 use crate::programs::Mode;
@@ -34,12 +35,15 @@ struct Target {
     /// The store of results; by default `artifacts/` of the workspace.
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
+    /// Where networks compute: `cpu`, `cpu-composed` (candle's own operations) or `cuda:N`. Results of one device are none of another.
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    device: Device,
 }
 
 impl Target {
     fn open(&self, mode: Mode) -> anyhow::Result<Session> {
         let store = self.store.as_deref().map(std::path::absolute).transpose()?;
-        Session::open(&self.pipeline, &self.settings, store.as_deref(), mode)
+        Session::open(&self.pipeline, &self.settings, store.as_deref(), mode, &self.device)
     }
 }
 
@@ -147,6 +151,9 @@ enum Command {
         settings: Vec<String>,
         #[arg(long, value_name = "DIR")]
         store: Option<PathBuf>,
+        /// Where networks compute: `cpu`, `cpu-composed` (candle's own operations) or `cuda:N`. Results of one device are none of another.
+        #[arg(long, value_name = "DEVICE", default_value_t)]
+        device: Device,
     },
     /// Show what is in an artifact, or where the results of a pipeline lie.
     Inspect {
@@ -158,6 +165,9 @@ enum Command {
         settings: Vec<String>,
         #[arg(long, value_name = "DIR")]
         store: Option<PathBuf>,
+        /// Where networks compute: `cpu`, `cpu-composed` (candle's own operations) or `cuda:N`. Results of one device are none of another.
+        #[arg(long, value_name = "DEVICE", default_value_t)]
+        device: Device,
         /// As JSON.
         #[arg(long)]
         json: bool,
@@ -195,10 +205,10 @@ impl CommandLine {
             Command::Regress { target, update_tolerances: true, .. } => regress::update_tolerances(&target.open(Mode::Build)?),
             Command::Regress { target, .. } => regress::compare(&target.open(Mode::Look)?),
             Command::Bench { filter, python, json } => bench::bench(&filter, &python, json),
-            Command::Export { path, stage, output, force, settings, store } => {
+            Command::Export { path, stage, output, force, settings, store, device } => {
                 let artifact = match stage {
                     None if !show::is_pipeline(&path)? => path,
-                    Some(stage) => export::of_pipeline(&Target { pipeline: path, settings, store }.open(Mode::Look)?, &stage)?,
+                    Some(stage) => export::of_pipeline(&Target { pipeline: path, settings, store, device }.open(Mode::Look)?, &stage)?,
                     None => anyhow::bail!(
                         "a pipeline has many results\n  help: say which stage made the model: `cargo xtask export {} STAGE -o FILE`",
                         path.display()
@@ -206,11 +216,11 @@ impl CommandLine {
                 };
                 export::write(&artifact, &output, force)
             }
-            Command::Inspect { path, stage, settings, store, json } => {
+            Command::Inspect { path, stage, settings, store, device, json } => {
                 if stage.is_none() && !show::is_pipeline(&path)? {
                     return show::artifact(&path, json);
                 }
-                show::results(&Target { pipeline: path, settings, store }.open(Mode::Look)?, stage.as_deref(), json)
+                show::results(&Target { pipeline: path, settings, store, device }.open(Mode::Look)?, stage.as_deref(), json)
             }
         }
     }

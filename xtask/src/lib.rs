@@ -8,6 +8,7 @@ mod output;
 mod bench;
 mod catalogue;
 mod cli;
+mod device;
 mod diagnostic;
 mod export;
 mod files;

@@ -54,7 +54,7 @@ pub(crate) struct Instance {
 /// What an instance runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Task {
-    Method { crate_name: String, method: String, version: u32, timings: bool },
+    Method { crate_name: String, method: String, version: u32, timings: bool, uses_device: bool },
     Command { command: Vec<String>, code: Vec<String>, folder: PathBuf },
 }
 
@@ -555,8 +555,9 @@ impl<'a> Expansion<'a> {
                 (Task::Command { command, code, folder: self.pipeline.folder() }, outputs)
             }
             (_, Some((crate_name, method))) => {
-                let (crate_name, version, timings) = (crate_name.to_owned(), method.version, method.timings);
-                (Task::Method { crate_name, method: method.name.clone(), version, timings }, method.outputs.clone())
+                let (crate_name, version) = (crate_name.to_owned(), method.version);
+                let (timings, uses_device) = (method.timings, method.uses_device);
+                (Task::Method { crate_name, method: method.name.clone(), version, timings, uses_device }, method.outputs.clone())
             }
             _ => unreachable!("a stage without a command has a method"),
         };
@@ -938,12 +939,12 @@ fn rejection(pipeline: &Pipeline, catalogue: &Catalogue, instance: &Instance, er
 /// Has an instance run by the method of the same name of another crate.
 fn move_to(catalogue: &Catalogue, instance: &mut Instance, elsewhere: &str) -> anyhow::Result<()> {
     let uses = instance.task.uses();
-    let Task::Method { crate_name, method, version, timings } = &mut instance.task else { unreachable!("a method was asked") };
+    let Task::Method { crate_name, method, version, timings, uses_device } = &mut instance.task else { unreachable!("a method was asked") };
     let (_, found) = catalogue
         .find(&format!("{elsewhere}/{method}"))
         .filter(|(_, found)| elsewhere != crate_name.as_str() && found.outputs == instance.outputs)
         .with_context(|| format!("`{uses}` leaves its work to `{elsewhere}`, which has no method `{method}` with the same outputs"))?;
-    (*version, *timings) = (found.version, found.timings);
+    (*version, *timings, *uses_device) = (found.version, found.timings, found.uses_device);
     elsewhere.clone_into(crate_name);
     Ok(())
 }

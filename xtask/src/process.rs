@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use dcu_artifact::Cost;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use serde_json::Value;
@@ -30,6 +31,8 @@ pub(crate) struct Options {
 pub(crate) struct Finished {
     pub(crate) outputs: BTreeMap<String, Made>,
     pub(crate) seconds: Seconds,
+    /// What it says that it computed.
+    pub(crate) cost: Option<Cost>,
     pub(crate) profile: Profile,
     /// As many threads as the stage says that it had.
     pub(crate) threads: Option<usize>,
@@ -42,6 +45,8 @@ struct Report {
     /// Of those before this one.
     #[serde(default)]
     earlier: Parts,
+    #[serde(default)]
+    cost: Option<Cost>,
     peak_memory: Option<u64>,
     #[serde(default)]
     threads: Option<usize>,
@@ -85,15 +90,15 @@ pub(crate) fn run(session: &Session, index: usize, known: &Known, draft: &Draft,
     let ended = ended.map_err(|error| tidy(error, &instance.name, &checkpoints))?;
     let this = begin.elapsed().as_secs_f64();
     let mut phases = ended.phases;
-    let (seconds, peak_memory, threads) = match serde_json::from_slice(&ended.stdout) {
-        Ok(Report { seconds: Parts { load, compute, write }, earlier, peak_memory, threads }) => {
+    let (seconds, cost, peak_memory, threads) = match serde_json::from_slice(&ended.stdout) {
+        Ok(Report { seconds: Parts { load, compute, write }, earlier, cost, peak_memory, threads }) => {
             let worked = earlier.compute + earlier.write;
             if worked > 0.0 {
                 phases.insert(0, ("before it was resumed".into(), worked));
             }
-            (Seconds { load, compute, write, total: this + earlier.load + worked }, peak_memory, threads)
+            (Seconds { load, compute, write, total: this + earlier.load + worked }, cost, peak_memory, threads)
         }
-        Err(_) => (Seconds { compute: this, total: this, ..Seconds::default() }, None, None),
+        Err(_) => (Seconds { compute: this, total: this, ..Seconds::default() }, None, None, None),
     };
     let parts = session.parts(index, known).ok().context("its inputs are known")?;
     let provenance = session.provenance(index, &parts);
@@ -104,7 +109,7 @@ pub(crate) fn run(session: &Session, index: usize, known: &Known, draft: &Draft,
         })?;
         outputs.insert(output.name.clone(), made);
     }
-    Ok(Finished { outputs, seconds, profile: Profile { phases, peak_memory }, threads })
+    Ok(Finished { outputs, seconds, cost, profile: Profile { phases, peak_memory }, threads })
 }
 
 /// The command with all that does not depend on inputs and outputs.
@@ -114,6 +119,9 @@ fn command(session: &Session, index: usize, draft: &Draft, options: Options) -> 
         Task::Method { crate_name, method, .. } => {
             let mut command = Command::new(session.catalogue.program(crate_name)?);
             command.arg(method).args(["--progress", "json"]);
+            if let Some(device) = session.device_of(index) {
+                command.arg("--device").arg(device);
+            }
             if let Some(threads) = options.threads {
                 command.arg("--threads").arg(threads.to_string());
             }

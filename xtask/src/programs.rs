@@ -85,6 +85,8 @@ pub(crate) struct Programs {
     /// Where records of builds are kept.
     records: PathBuf,
     mode: Mode,
+    /// The feature of all members that they are built with.
+    feature: Option<&'static str>,
     /// Also where programs are only looked at.
     asks_cargo: bool,
     /// Where copies may lie, and the folder of that place's lock; the best place first.
@@ -95,7 +97,7 @@ pub(crate) struct Programs {
 
 impl Programs {
     /// No programs yet. A store is where copies of them go.
-    pub(crate) fn new(workspace: &Path, store: Option<&Path>, mode: Mode) -> anyhow::Result<Self> {
+    pub(crate) fn new(workspace: &Path, store: Option<&Path>, mode: Mode, feature: Option<&'static str>) -> anyhow::Result<Self> {
         let runner = std::env::current_exe().context("cannot tell where this program is")?;
         let folder = runner.parent().context("this program has no folder")?;
         let user = std::env::var("USER").unwrap_or_default();
@@ -107,6 +109,7 @@ impl Programs {
             profile: profile_of(folder),
             records: folder.join("stages").join(digest.short()),
             mode,
+            feature,
             asks_cargo: false,
             places: store
                 .map(|store| store.join(crate::store::LAYOUT))
@@ -174,7 +177,8 @@ impl Programs {
     }
 
     fn record_path(&self, stage: &str) -> PathBuf {
-        self.records.join(format!("{stage}.json"))
+        // The program of either kind lies at the same path, but only one at a time fits its record.
+        self.records.join(self.feature.map_or_else(|| format!("{stage}.json"), |feature| format!("{stage}.{feature}.json")))
     }
 
     /// Builds programs. Sources must not change until the programs are copied and the sources are read, or it is done again.
@@ -198,7 +202,7 @@ impl Programs {
         let before: BTreeMap<PathBuf, Option<Stamp>> =
             stages.iter().filter_map(files).flatten().map(|file| (file.clone(), stamp(&file).ok())).collect();
         let begin = nanoseconds(SystemTime::now());
-        let built = cargo(&self.workspace, &self.profile, stages)?;
+        let built = cargo(&self.workspace, &self.profile, self.feature, stages)?;
         let stamps: BTreeMap<&String, Stamp> = built
             .executables
             .iter()
@@ -463,12 +467,12 @@ struct Built {
 
 /// Builds the programs of some stage crates. No package is selected, so that cargo unites the features of all members, and nothing is
 /// compiled twice whatever is asked for.
-fn cargo(workspace: &Path, profile: &str, stages: &BTreeSet<String>) -> anyhow::Result<Built> {
+fn cargo(workspace: &Path, profile: &str, feature: Option<&str>, stages: &BTreeSet<String>) -> anyhow::Result<Built> {
     let names: Vec<String> = stages.iter().map(|stage| format!("dcu-{stage}")).collect();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.arg("build").args(["--profile", profile, "--message-format", "json-render-diagnostics"]).current_dir(workspace);
-    command.args(names.iter().flat_map(|name| ["--bin", name]));
+    command.args(names.iter().flat_map(|name| ["--bin", name])).args(feature.into_iter().flat_map(|feature| ["--features", feature]));
     let terminal = std::io::stderr().is_terminal();
     if terminal {
         command.env("CARGO_TERM_PROGRESS_WHEN", "always").env("CARGO_TERM_PROGRESS_WIDTH", "80");
@@ -492,7 +496,10 @@ fn cargo(workspace: &Path, profile: &str, stages: &BTreeSet<String>) -> anyhow::
         messages
     });
     let status = child.wait().context("cannot wait for cargo")?;
-    ensure!(status.success(), "the stage programs do not build; see the messages above");
+    let hint = feature.map_or_else(String::new, |feature| {
+        format!("\n  help: with `{feature}` they need what README.md names under \"On a GPU\"; `--device cpu` needs nothing of it")
+    });
+    ensure!(status.success(), "the stage programs do not build; see the messages above{hint}");
     let messages = messages.context("cannot read what cargo says")?;
     let executables: BTreeMap<String, PathBuf> = stages
         .iter()

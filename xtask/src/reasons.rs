@@ -47,6 +47,10 @@ pub(crate) enum Reason {
         new: Option<Digest>,
     },
     Outputs,
+    Device {
+        old: Option<String>,
+        new: Option<String>,
+    },
     Code(Vec<String>),
     Dependencies,
     Build,
@@ -79,6 +83,9 @@ pub(crate) fn differences(old: &Parts, new: &Parts) -> Vec<Reason> {
     }
     if old.outputs != new.outputs {
         reasons.push(Reason::Outputs);
+    }
+    if old.device != new.device {
+        reasons.push(Reason::Device { old: old.device.clone(), new: new.device.clone() });
     }
     let files: Vec<String> = changed(&old.code.files, &new.code.files).into_iter().map(|(name, ..)| name).collect();
     if !files.is_empty() {
@@ -119,6 +126,10 @@ impl fmt::Display for Reason {
             },
             Self::External { name, old, new } => write!(formatter, "`{name}` {} -> {}", digest(old), digest(new)),
             Self::Outputs => write!(formatter, "declares other outputs"),
+            Self::Device { old, new } => {
+                let [old, new] = [old, new].map(|device| device.as_deref().unwrap_or("cpu"));
+                write!(formatter, "device {old} -> {new}")
+            }
             Self::Code(files) => match files.as_slice() {
                 [first, second, third, rest @ ..] if !rest.is_empty() => {
                     write!(formatter, "code of {first}, {second}, {third} and {} more", rest.len())
@@ -160,6 +171,7 @@ mod tests {
             externals: BTreeMap::new(),
             outputs: BTreeMap::from([("model".to_owned(), "model/1".to_owned())]),
             code: Code { files: BTreeMap::new(), dependencies: None, build: None },
+            device: None,
         }
     }
 
@@ -170,11 +182,13 @@ mod tests {
         let mut new = parts();
         new.parameters["epochs"] = json!(40);
         new.seed = Some(2);
+        new.device = Some("cuda:0".into());
         new.inputs.insert("dataset".into(), vec![dcu_artifact::digest_bytes(b"b")]);
         new.code.files.insert("crates/nn/src/lib.rs".into(), dcu_artifact::digest_bytes(b"c"));
         let line = in_one_line(&differences(&old, &new));
         assert!(
-            line.starts_with("`epochs` 30 -> 40; seed 1 -> 2; input `dataset` ") && line.ends_with("; code of crates/nn/src/lib.rs"),
+            line.starts_with("`epochs` 30 -> 40; seed 1 -> 2; input `dataset` ")
+                && line.ends_with("; device cpu -> cuda:0; code of crates/nn/src/lib.rs"),
             "{line}"
         );
     }
@@ -193,13 +207,14 @@ mod tests {
     #[test]
     fn every_part_enters_the_key() {
         let old = parts();
-        let edits: [fn(&mut Parts); 7] = [
+        let edits: [fn(&mut Parts); 8] = [
             |parts| parts.task = json!("train/import"),
             |parts| parts.version = Some(2),
             |parts| parts.parameters["lr"] = json!(0.2),
             |parts| parts.seed = None,
             |parts| drop(parts.inputs.remove("dataset")),
             |parts| drop(parts.externals.insert("file".into(), dcu_artifact::digest_bytes(b"x"))),
+            |parts| parts.device = Some("cpu-composed".into()),
             |parts| parts.code.build = Some(dcu_artifact::digest_bytes(b"x")),
         ];
         for edit in edits {
@@ -208,5 +223,7 @@ mod tests {
             assert_ne!(old.key(), new.key());
         }
         assert_eq!(old.key(), parts().key());
+        // As it was before there were devices.
+        assert!(serde_json::to_value(&old).unwrap().get("device").is_none());
     }
 }

@@ -82,6 +82,11 @@ fn by_instance(rows: &[Row]) -> BTreeMap<String, BTreeMap<String, f64>> {
 
 /// Accepts the present numbers. Tolerances are kept, or made anew where the pipeline has enough seeds of its own.
 pub(crate) fn update(session: &Session) -> anyhow::Result<()> {
+    ensure!(
+        session.device.unusual().is_none(),
+        "the accepted numbers are those of the CPU\n  help: leave `--device {}` out",
+        session.device
+    );
     let (rows, known) = metrics::rows(session)?;
     let path = path(session);
     let seeds = &session.plan.pipeline.seeds;

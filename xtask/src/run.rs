@@ -275,13 +275,18 @@ fn bring_up_to_date(
             );
         }
     }
+    let cpu = match &parts.device {
+        Some(device) => format!("{} on {device}", cpu_features()),
+        None => cpu_features(),
+    };
     let record = Record {
         key,
         parts,
         outputs: finished.outputs,
         seconds: finished.seconds,
+        cost: finished.cost,
         profile: finished.profile,
-        cpu: cpu_features(),
+        cpu,
         threads: finished.threads,
     };
     let stored = session.store.publish(&session.task_folder(index), draft, record)?;

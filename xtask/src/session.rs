@@ -9,6 +9,7 @@ use dcu_artifact::{Digest, Producer, Provenance, digest_json};
 use serde_json::{Map, Value, json};
 
 use crate::catalogue::Catalogue;
+use crate::device::Device;
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::fingerprint::{self, Code};
 use crate::pipeline::Pipeline;
@@ -25,6 +26,8 @@ pub(crate) struct Session {
     pub(crate) catalogue: Catalogue,
     /// How closely results are looked at before they are used.
     pub(crate) care: Care,
+    /// Where networks compute.
+    pub(crate) device: Device,
     codes: Vec<Code>,
 }
 
@@ -60,11 +63,11 @@ pub(crate) fn default_store() -> PathBuf {
 
 impl Session {
     /// Reads and checks a pipeline whole; nothing has run when this fails.
-    pub(crate) fn open(file: &Path, settings: &[String], store: Option<&Path>, mode: Mode) -> anyhow::Result<Self> {
+    pub(crate) fn open(file: &Path, settings: &[String], store: Option<&Path>, mode: Mode, device: &Device) -> anyhow::Result<Self> {
         let store = store.map_or_else(default_store, Path::to_owned);
-        let (plan, catalogue) = plan(file, settings, &store, mode)?;
+        let (plan, catalogue) = plan(file, settings, &store, mode, device)?;
         let codes = plan.instances.iter().map(|instance| code(&plan, instance, &catalogue)).collect::<anyhow::Result<_>>()?;
-        Ok(Self { plan, store: Store::new(&store), catalogue, care: Care::Stamps, codes })
+        Ok(Self { plan, store: Store::new(&store), catalogue, care: Care::Stamps, device: device.clone(), codes })
     }
 
     pub(crate) fn pipeline_name(&self) -> &str {
@@ -107,7 +110,14 @@ impl Session {
             externals,
             outputs: instance.outputs.iter().map(|output| (output.name.clone(), output.schema.clone())).collect(),
             code: self.codes[index].clone(),
+            device: self.device_of(index).map(str::to_owned),
         })
+    }
+
+    /// The device that an instance must be told of: where its method computes with networks, and not on the CPU as usual.
+    pub(crate) fn device_of(&self, index: usize) -> Option<&str> {
+        let uses_device = matches!(self.plan.instances[index].task, Task::Method { uses_device: true, .. });
+        self.device.unusual().filter(|_| uses_device)
     }
 
     /// What an artifact of an instance must say of how it was made.
@@ -195,7 +205,8 @@ impl Session {
                 record.outputs.iter().map(|(name, made)| (name.clone(), json!({ "schema": made.schema, "digest": made.digest }))).collect();
             Some(json!({
                 "stage": instance.stage, "instance": instance.name, "uses": instance.task.uses(), "label": instance.label, "seed": instance.row_seed,
-                "coordinates": coordinates(instance), "seconds": record.seconds, "inputs": inputs, "outputs": outputs,
+                "coordinates": coordinates(instance), "seconds": record.seconds, "cost": record.cost,
+                "inputs": inputs, "outputs": outputs,
             }))
         });
         Some(json!({ "pipeline": self.pipeline_name(), "instances": instances.collect::<Option<Vec<_>>>()? }))
@@ -214,9 +225,9 @@ pub(crate) fn coordinates(instance: &Instance) -> Map<String, Value> {
 
 /// Resolves a pipeline with the programs that it needs. Programs that are only looked at are built where they are older than their sources and
 /// something does not fit.
-fn plan(file: &Path, settings: &[String], store: &Path, mode: Mode) -> anyhow::Result<(Plan, Catalogue)> {
+fn plan(file: &Path, settings: &[String], store: &Path, mode: Mode, device: &Device) -> anyhow::Result<(Plan, Catalogue)> {
     let pipeline = Pipeline::read(file, settings)?;
-    let mut catalogue = Catalogue::open(workspace(), Some(store), &Plan::crates(&pipeline), mode)?;
+    let mut catalogue = Catalogue::open(workspace(), Some(store), &Plan::crates(&pipeline), mode, device.feature())?;
     match Plan::new(pipeline, &mut catalogue) {
         Ok(plan) => Ok((plan, catalogue)),
         Err(_) if catalogue.is_outdated() => {

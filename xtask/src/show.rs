@@ -29,7 +29,7 @@ pub(crate) fn list(name: Option<&str>, as_json: bool) -> anyhow::Result<()> {
         Some(name) => BTreeSet::from([name.split('/').next().unwrap_or(name).to_owned()]),
         None => programs::first_programs(workspace())?,
     };
-    let mut catalogue = Catalogue::open(workspace(), None, &needed, Mode::Look)?;
+    let mut catalogue = Catalogue::open(workspace(), None, &needed, Mode::Look, None)?;
     if catalogue.is_outdated() {
         // What a program says of itself may be what has changed.
         catalogue = catalogue.rebuilt()?;
@@ -261,8 +261,8 @@ pub(crate) fn results(session: &Session, name: Option<&str>, as_json: bool) -> a
         };
         for (output, made) in stored.record.outputs.iter().filter(|(output, _)| only.is_none_or(|only| only == *output)) {
             entries.push(json!({ "instance": instance.name, "stage": instance.stage, "output": output, "schema": made.schema,
-                "digest": made.digest, "path": stored.path(output), "seconds": stored.record.seconds, "cpu": stored.record.cpu,
-                "threads": stored.record.threads }));
+                "digest": made.digest, "path": stored.path(output), "seconds": stored.record.seconds, "cost": stored.record.cost,
+                "cpu": stored.record.cpu, "threads": stored.record.threads }));
         }
     }
     if as_json {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
-use dcu_artifact::{Digest, Header, Provenance, digest_file, digest_json};
+use dcu_artifact::{Cost, Digest, Header, Provenance, digest_file, digest_json};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -41,6 +41,9 @@ pub(crate) struct Parts {
     /// The outputs with their schemas.
     pub(crate) outputs: BTreeMap<String, String>,
     pub(crate) code: Code,
+    /// Where it was computed, unless on the CPU as usual or the same everywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) device: Option<String>,
 }
 
 /// The digest of the parts.
@@ -67,9 +70,12 @@ pub(crate) struct Record {
     pub(crate) parts: Parts,
     pub(crate) outputs: BTreeMap<String, Made>,
     pub(crate) seconds: Seconds,
+    /// What it computed, as far as it is known: a program from outside need not say it.
+    #[serde(default)]
+    pub(crate) cost: Option<Cost>,
     #[serde(default)]
     pub(crate) profile: Profile,
-    /// The CPU's features, as far as results depend on them.
+    /// The CPU's features, as far as results depend on them, and the device if it is unusual.
     pub(crate) cpu: String,
     /// As many threads as the stage said that it had.
     pub(crate) threads: Option<usize>,
@@ -635,6 +641,7 @@ mod tests {
             externals: BTreeMap::new(),
             outputs: BTreeMap::from([("holdout".to_owned(), "holdout/1".to_owned())]),
             code: Code { files: BTreeMap::new(), dependencies: None, build: None },
+            device: None,
         };
         let provenance = Provenance {
             producer: Producer { crate_name: "dcu-data".into(), method: "holdout".into(), version: 1 },
@@ -664,6 +671,7 @@ mod tests {
                 parts: self.parts.clone(),
                 outputs: BTreeMap::from([("holdout".to_owned(), made)]),
                 seconds: Seconds::default(),
+                cost: Some(Cost { forward: 3, backward: 2, steps: 1, operations: 1 << 60, changed: Some(0.1) }),
                 profile: Profile::default(),
                 cpu: "x".into(),
                 threads: Some(1),
@@ -739,6 +747,18 @@ mod tests {
         assert!(made.damage(Care::Stamps).contains("other outputs"));
         std::fs::write(&path, "{").unwrap();
         assert!(made.damage(Care::Stamps).contains("cannot be read"));
+    }
+
+    #[test]
+    fn a_record_of_before_costs_were_counted_is_read() {
+        let made = fixture();
+        let stored = made.make(&[1], &made.provenance).unwrap();
+        let path = made.store.record(TASK, &made.parts.key());
+        let mut record = serde_json::to_value(&stored.record).unwrap();
+        assert!(record.as_object_mut().unwrap().remove("cost").is_some());
+        std::fs::write(&path, record.to_string()).unwrap();
+        let Found::Result(found) = made.find(Care::Stamps) else { panic!("it is there") };
+        assert_eq!(found.record, Record { cost: None, ..stored.record });
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `cargo xtask times`: what the results of a pipeline cost to make, stage by stage.
 
 use anyhow::bail;
+use dcu_artifact::Cost;
 use serde_json::{Map, Value, json};
 
 use crate::session::{Session, coordinates};
@@ -54,12 +55,20 @@ pub(crate) fn print(session: &Session, across: Option<&str>, format: Format) -> 
 }
 
 fn table_of(rows: &[Row<'_>]) -> Vec<Vec<String>> {
-    let heading = ["stage", "seconds", "load", "compute", "write", "GiB"].map(str::to_owned).to_vec();
+    let heading =
+        ["stage", "seconds", "load", "compute", "write", "GiB", "forward", "backward", "steps", "GFLOP"].map(str::to_owned).to_vec();
     let line = |row: &Row<'_>| {
         let seconds = row.record.seconds;
         let mut line = vec![row.instance.to_owned()];
         line.extend([seconds.total, seconds.load, seconds.compute, seconds.write].map(|seconds| format!("{seconds:.2}")));
         line.push(row.record.profile.peak_gibibytes().map_or(String::new(), |peak| format!("{peak:.2}")));
+        line.extend(match row.record.cost {
+            Some(Cost { forward, backward, steps, operations, .. }) => {
+                let counts = [forward, backward, steps].map(|count| count.to_string());
+                counts.into_iter().chain([format!("{:.3}", operations as f64 / 1e9)]).collect()
+            }
+            None => vec![String::new(); 4],
+        });
         line
     };
     std::iter::once(heading).chain(rows.iter().map(line)).collect()
@@ -110,7 +119,7 @@ impl Row<'_> {
         let phases: Map<String, Value> = self.record.profile.phases.iter().map(|(name, seconds)| (name.clone(), json!(seconds))).collect();
         json!({
             "stage": self.stage, "instance": self.instance, "seed": self.seed, "coordinates": self.coordinates,
-            "seconds": self.record.seconds, "phases": phases, "peak_memory": self.record.profile.peak_memory,
+            "seconds": self.record.seconds, "cost": self.record.cost, "phases": phases, "peak_memory": self.record.profile.peak_memory,
             "threads": self.record.threads,
         })
     }

@@ -4,9 +4,12 @@
 //! content digest and a seal over all of these. Reading checks everything before a value is handed out; writing is atomic.
 //! The content digest covers schema, facts and tensors but not provenance, so two stages that arrive at the same content
 //! by different ways are equal to whatever lies downstream.
+//!
+//! Beside it stands [`Cost`], which programs tell one another and no artifact holds.
 
 mod array;
 mod canonical;
+mod cost;
 mod envelope;
 mod error;
 mod schemas;
@@ -14,6 +17,7 @@ mod write;
 
 pub use array::{Array, Element, Tensor};
 pub use canonical::{Digest, canonical_json, digest_bytes, digest_file, digest_json};
+pub use cost::Cost;
 pub use envelope::{Content, Header, Producer, Provenance, TensorInfo, adopt, read, verify};
 pub use error::{Error, Result};
 pub use schemas::{

@@ -3,10 +3,22 @@
 pub mod kmeans;
 pub mod matching;
 mod methods;
+mod synthetic;
 
 /// The registry: one line a method.
 #[must_use]
 pub fn methods() -> Vec<dcu_stage::Entry> {
     use dcu_stage::entry;
-    vec![entry::<methods::cluster::Cluster>(), entry::<methods::fdm::Fdm>(), entry::<methods::reduce::Reduce>()]
+    vec![
+        entry::<methods::blend::Blend>(),
+        entry::<methods::cluster::Cluster>(),
+        entry::<methods::coreset::Coreset>(),
+        entry::<methods::crops::Crops>(),
+        entry::<methods::dm::Dm>(),
+        entry::<methods::fdm::Fdm>(),
+        entry::<methods::gm::Gm>(),
+        entry::<methods::inversion::Inversion>(),
+        entry::<methods::mtt::Mtt>(),
+        entry::<methods::reduce::Reduce>(),
+    ]
 }

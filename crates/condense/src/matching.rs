@@ -54,7 +54,8 @@ impl<'a> Matching<'a> {
     pub fn step(&mut self, rate: f64) -> Result<f64> {
         let Some(moving) = &mut self.moving else { return Ok(0.0) };
         let fused = moving.weights.apply_op1(moving.sum.clone())?;
-        let features = self.network.features(&fused)?;
+        // Images, weights and the loss are on the CPU, wherever the network is.
+        let features = self.network.features(&fused)?.to_device(&Device::Cpu)?;
         self.steps += 1;
         let squares = (features - &moving.target)?.sqr()?;
         let loss = squares.sum_all()?;
@@ -128,7 +129,7 @@ impl Moving {
     }
 }
 
-fn mean_features(features: &Array<f32>, buckets: &[Range<usize>]) -> Result<Tensor> {
+pub(crate) fn mean_features(features: &Array<f32>, buckets: &[Range<usize>]) -> Result<Tensor> {
     let mut means = Vec::with_capacity(buckets.len() * features.row_len());
     for bucket in buckets {
         let mut mean = vec![0.0_f64; features.row_len()];
@@ -142,14 +143,14 @@ fn mean_features(features: &Array<f32>, buckets: &[Range<usize>]) -> Result<Tens
 
 /// From the weights of the buckets' images [M] to the weighted sum of each bucket's images [B, C, H, W].
 #[derive(Clone)]
-struct WeightedSum {
-    samples: Arc<Samples>,
+pub(crate) struct WeightedSum {
+    pub(crate) samples: Arc<Samples>,
     /// The images of each bucket.
-    buckets: Vec<Range<usize>>,
+    pub(crate) buckets: Vec<Range<usize>>,
 }
 
 /// The ranges of these sizes, one after another from 0.
-fn one_after_another(sizes: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
+pub(crate) fn one_after_another(sizes: impl Iterator<Item = usize>) -> Vec<Range<usize>> {
     sizes.scan(0, |end, size| Some(std::mem::replace(end, *end + size)..*end)).collect()
 }
 

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    dcu_stage::main("dcu-data", &dcu_data::methods())
+    dcu_stage::main("dcu-data", &dcu_data::methods(), None)
 }

@@ -9,8 +9,9 @@ use candle_core::{DType, Result, Tensor, bail};
 use crate::architecture::Part;
 use crate::gradients::Gradients;
 use crate::graph::{Operation, Role, Slot};
-use crate::network::{Modes, Network, Place, Tap, Trainable};
+use crate::network::{Modes, Network, Tap, Trainable};
 use crate::ops::{self, Convolution};
+use crate::place::Place;
 
 /// Samples whose gradients are held at once where only a sum of them is asked for, and values of one parameter's, at most.
 const AT_ONCE: usize = 128;

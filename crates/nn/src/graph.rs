@@ -326,6 +326,14 @@ impl Step {
         }
     }
 
+    /// The same once backward: as many for the gradient of its weight, where that `is_trained`, and as many for that of what it takes, where that `is_wanted`; twice as
+    /// many of attention, both factors of whose products come from there.
+    #[must_use]
+    pub fn operations_back(&self, is_trained: bool, is_wanted: bool) -> u64 {
+        let of_input = if matches!(self.operation, Operation::Attention { .. }) { 2 } else { 1 };
+        self.operations().saturating_mul(u64::from(is_trained) + if is_wanted { of_input } else { 0 })
+    }
+
     /// The values of its parameters, buffers left out.
     #[must_use]
     pub fn parameters(&self) -> usize {

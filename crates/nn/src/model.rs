@@ -170,6 +170,25 @@ pub fn check_fit(model: &Model, dataset: &Dataset) -> Result<()> {
     Err(Error::Msg(format!("the model does not fit the dataset: {reason}")))
 }
 
+/// The share of parameters, buffers left out, whose bytes are not the same in `after` as in `before`; 1 where the networks differ.
+#[must_use]
+pub fn share_changed(before: &Model, after: &Model) -> f64 {
+    let (Ok(network), Ok(other)) = (architecture(before), architecture(after)) else { return 1.0 };
+    let Some(graph) = (network == other).then(|| network.graph().ok()).flatten() else { return 1.0 };
+    let (mut changed, mut all) = (0_usize, 0_usize);
+    for slot in graph.slots().filter(|slot| slot.role.is_parameter()) {
+        let count = slot.shape.iter().product::<usize>();
+        all += count;
+        changed += match (before.tensors.get(&slot.name), after.tensors.get(&slot.name)) {
+            (Some(Tensor::F32(before)), Some(Tensor::F32(after))) if before.shape == after.shape => {
+                before.data.iter().zip(&after.data).filter(|(before, after)| before.to_bits() != after.to_bits()).count()
+            }
+            _ => count,
+        };
+    }
+    changed as f64 / all.max(1) as f64
+}
+
 fn to_json<T: serde::Serialize>(value: &T) -> Result<serde_json::Value> {
     serde_json::to_value(value).map_err(Error::wrap)
 }
@@ -207,6 +226,25 @@ mod tests {
         let mut without = model();
         without.tensors.retain(|name, _| !name.ends_with("num_batches_tracked"));
         to_network(&without).unwrap();
+    }
+
+    #[test]
+    fn the_share_that_changed_counts_parameters_and_no_buffers() {
+        let (before, mut after) = (model(), model());
+        let graph = architecture(&before).unwrap().graph().unwrap();
+        let all = graph.steps().iter().map(crate::graph::Step::parameters).sum::<usize>() as f64;
+        for name in ["features.1.running_mean", "features.0.bias"] {
+            match after.tensors.get_mut(name) {
+                Some(Tensor::F32(array)) => array.data[..2].iter_mut().for_each(|value| *value += 1.0),
+                other => panic!("{name} is {other:?}"),
+            }
+        }
+        assert_eq!((share_changed(&before, &before), share_changed(&before, &after)), (0.0, 2.0 / all));
+        let mut other = model();
+        other.facts.architecture["hidden"] = json!(6);
+        assert_eq!(share_changed(&before, &other), 1.0);
+        after.tensors.remove("features.0.bias");
+        assert_eq!(share_changed(&before, &after), 4.0 / all, "what is not there any more has changed");
     }
 
     #[test]

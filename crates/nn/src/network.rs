@@ -13,7 +13,9 @@ use crate::fuse::{Kernel, Piece, fuse};
 use crate::gradients::Gradients;
 use crate::graph::{Graph, Initial, Operation, Role, Slot, Step, Value};
 use crate::ops::{self, BATCH_NORM_EPSILON, Convolution, Deposit, FrozenBlock, InstanceBlock, Normalisation, Statistics, Weight, composed};
+use crate::place::Place;
 use crate::rng::{Stream, Streams};
+use crate::tally;
 
 /// How much of the running averages a new batch replaces, as in PyTorch.
 const MOMENTUM: f64 = 0.1;
@@ -138,23 +140,6 @@ fn rounded(value: f64, dtype: DType) -> f64 {
 /// The statistics of a batch, by the name of the normalisation that they belong to.
 type Moved = Vec<(String, Statistics)>;
 
-/// Where and by what a network computes.
-#[derive(Debug, Clone)]
-pub struct Place {
-    /// The device. On others than the CPU operations are composed of candle's own.
-    pub device: Device,
-    /// The numbers: f32, or f64.
-    pub dtype: DType,
-    /// Whether operations are composed of candle's own on the CPU too. Slower, and differentiable twice where candle's are.
-    pub composed: bool,
-}
-
-impl Default for Place {
-    fn default() -> Self {
-        Self { device: Device::Cpu, dtype: DType::F32, composed: false }
-    }
-}
-
 /// A network with its weights. It has no `clone`, whose variables would be those of the original: [`Self::duplicate`] shares nothing.
 #[derive(Debug)]
 pub struct Network {
@@ -179,12 +164,12 @@ struct Pass<'a> {
 }
 
 impl Network {
-    /// A network with fresh weights, as PyTorch, torchvision or timm start it. Each tensor has a stream of its own.
+    /// A network with fresh weights, as PyTorch, torchvision or timm start it, at the place of this process. Each tensor has a stream of its own.
     ///
     /// # Errors
     /// When there is no network of this architecture.
     pub fn initialised(architecture: &Architecture, streams: &Streams) -> Result<Self> {
-        Self::build(architecture, Place::default(), |slot| {
+        Self::build(architecture, Place::of_process(), |slot| {
             let count = slot.shape.iter().product();
             let mut stream = streams.stream(&format!("initialise {}", slot.name));
             let values = match slot.initial {
@@ -196,12 +181,12 @@ impl Network {
         })
     }
 
-    /// A network with given weights, by PyTorch's names. A missing `num_batches_tracked` counts as 0.
+    /// A network with given weights, by PyTorch's names, at the place of this process. A missing `num_batches_tracked` counts as 0.
     ///
     /// # Errors
     /// Names a tensor that is missing, of the wrong shape or type, or not part of the network.
     pub fn from_tensors(architecture: &Architecture, tensors: &BTreeMap<String, Stored>) -> Result<Self> {
-        Self::at(Place::default(), architecture, tensors)
+        Self::at(Place::of_process(), architecture, tensors)
     }
 
     /// The same on another device, in other numbers.
@@ -264,6 +249,14 @@ impl Network {
         }
         let pieces = fuse(&graph);
         Ok(Self { architecture: architecture.clone(), graph, pieces, place, parameters, deposits, averages, fixed })
+    }
+
+    /// A network like this one, at the same place, with other weights.
+    ///
+    /// # Errors
+    /// As [`Self::from_tensors`].
+    pub fn with_tensors(&self, tensors: &BTreeMap<String, Stored>) -> Result<Self> {
+        Self::at(self.place.clone(), &self.architecture, tensors)
     }
 
     /// A copy that shares nothing with this network.
@@ -423,11 +416,34 @@ impl Network {
         let pieces = self.pieces.partition_point(|piece| piece.steps.start < steps.start);
         let end = self.pieces.partition_point(|piece| piece.steps.end <= steps.end);
         self.go_through(&mut values, &self.pieces[pieces..end], pass)?;
-        values.remove(&steps.end).ok_or_else(|| candle_core::Error::msg("the last step has a result"))
+        let result = values.remove(&steps.end).ok_or_else(|| candle_core::Error::msg("the last step has a result"))?;
+        self.followed_back(input, result, steps, pass.trainable)
     }
 
-    /// The value before the first step, as the kernels take it.
+    /// What a pass through some steps gave, whose way back is counted where there is one.
+    fn followed_back(&self, input: &Tensor, result: Tensor, steps: Range<usize>, trainable: &Trainable) -> Result<Tensor> {
+        if !result.track_op() {
+            return Ok(result);
+        }
+        // Values through which a gradient is led on, to what is trained or to the input.
+        let mut led_on: BTreeSet<Value> = input.track_op().then_some(steps.start).into_iter().collect();
+        let mut operations = 0_u64;
+        for index in steps {
+            let step = &self.graph.steps()[index];
+            let is_wanted = step.inputs.iter().any(|value| led_on.contains(value));
+            let mut trained = step.slots.iter().filter(|slot| trainable.contains(&slot.name)).peekable();
+            if is_wanted || trained.peek().is_some() {
+                led_on.insert(index + 1);
+            }
+            operations = operations.saturating_add(step.operations_back(trained.any(|slot| slot.role == Role::Weight), is_wanted));
+        }
+        tally::followed_back(&result, input.dim(0)?, operations)
+    }
+
+    /// The value before the first step, as the kernels take it, on its way through the steps.
     fn enter(&self, input: &Tensor, steps: &Range<usize>) -> Result<BTreeMap<Value, Tensor>> {
+        let operations = self.graph.steps()[steps.clone()].iter().fold(0, |sum: u64, step| sum.saturating_add(step.operations()));
+        tally::forward(input.dim(0)?, operations);
         let mut input = input.to_dtype(self.place.dtype)?.to_device(&self.place.device)?;
         let is_flattened = || self.graph.steps().first().is_some_and(|step| step.operation == Operation::Flatten);
         if steps.start == 0 && !is_flattened() {
@@ -664,7 +680,7 @@ impl Network {
             values.insert(index + 1, output);
         }
         let logits = values.remove(&steps.len()).ok_or_else(|| candle_core::Error::msg("the last step has a result"))?;
-        Ok((logits, taps))
+        Ok((self.followed_back(images, logits, 0..steps.len(), trainable)?, taps))
     }
 
     /// What the normalisation at `step` makes of its input in eval mode before it scales and shifts.
@@ -690,14 +706,12 @@ impl Network {
         self.graph.range(part).filter(|&step| self.graph.steps()[step].operation == Operation::BatchNorm).collect()
     }
 
-    /// What the batch normalisation at `step` sees of a batch, given the output of the parts before its part, with all that lies before it in eval mode.
-    pub(crate) fn statistics(&self, input: &Tensor, step: usize) -> Result<Statistics> {
-        let start = self.graph.range(self.graph.part_of(step)).start;
-        let mut values = self.enter(input, &(start..step))?;
-        let first = self.pieces.partition_point(|piece| piece.steps.start < start);
+    /// What the batch normalisation at `step` sees of images, with all that lies before it in eval mode.
+    pub(crate) fn statistics(&self, images: &Tensor, step: usize) -> Result<Statistics> {
+        let mut values = self.enter(images, &(0..step))?;
         let own = self.pieces.partition_point(|piece| piece.steps.end <= step);
         let none = Trainable::none();
-        self.go_through(&mut values, &self.pieces[first..own], &mut Pass::in_eval_mode(&none))?;
+        self.go_through(&mut values, &self.pieces[..own], &mut Pass::in_eval_mode(&none))?;
         let mut pass = Pass { modes: all(Mode { batch_statistics: true, dropout: false }), ..Pass::in_eval_mode(&none) };
         self.compute(&values, &self.pieces[own], &mut pass)?;
         pass.moved.pop().map(|(_, statistics)| statistics).ok_or_else(|| candle_core::Error::msg("a batch has statistics"))
@@ -749,9 +763,19 @@ fn stored(tensor: &Tensor) -> Result<Stored> {
 /// # Errors
 /// When the loss is not one number, or does not depend on one of the parameters.
 pub fn backward(loss: &Tensor, networks: &[(&Network, &Trainable)]) -> Result<Vec<Gradients>> {
+    backward_to(loss, networks, &[]).map(|(gradients, _)| gradients)
+}
+
+/// The same, and the gradients of variables that the networks' inputs were made of, in their order.
+///
+/// # Errors
+/// As [`backward`], and when the loss does not depend on one of the variables.
+pub fn backward_to(loss: &Tensor, networks: &[(&Network, &Trainable)], inputs: &[&Var]) -> Result<(Vec<Gradients>, Vec<Tensor>)> {
     // What a backward pass that nobody asked these networks about left behind.
     networks.iter().flat_map(|(network, _)| network.deposits.values()).for_each(|deposit| drop(deposit.take()));
     let mut collected = loss.backward()?;
+    let of_input = |input: &&Var| collected.remove(input).ok_or_else(|| candle_core::Error::msg("the loss does not depend on an input"));
+    let of_inputs = inputs.iter().map(of_input).collect::<Result<Vec<_>>>()?;
     let of_network = |&(network, trainable): &(&Network, &Trainable)| {
         let of_parameter = |(name, parameter): (&str, &Var)| {
             let left = network.deposits.get(name).and_then(Deposit::take);
@@ -764,5 +788,5 @@ pub fn backward(loss: &Tensor, networks: &[(&Network, &Trainable)]) -> Result<Ve
         };
         network.parameters(trainable).into_iter().map(of_parameter).collect()
     };
-    networks.iter().map(of_network).collect()
+    Ok((networks.iter().map(of_network).collect::<Result<_>>()?, of_inputs))
 }

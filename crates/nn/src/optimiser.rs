@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Storage, Tensor, Var, bail};
+use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Storage, Tensor, Var, bail};
 use dcu_artifact::{Array, Tensor as Stored};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::gradients::Gradients;
+use crate::ops;
+use crate::tally;
 use crate::vector::vectorised;
 
 const CHUNK: usize = 1 << 14;
@@ -44,6 +46,14 @@ pub enum Rule {
         /// Added to the gradient, times the parameter.
         weight_decay: f64,
     },
+    /// Steps on weights of two dimensions or more are Nesterov's momentum made nearly orthogonal (Muon, Jordan et al. 2024): all directions of a layer move by about
+    /// as much, also those that gradients hardly show. Rows are the outputs; a step is larger by the root of their number over that of the inputs, where they are more.
+    Muon {
+        /// How much of the last step is kept.
+        momentum: f64,
+        /// The rate of the other parameters, by Nesterov's momentum, as a share of that of the weights; 0 leaves them as they are.
+        others: f64,
+    },
 }
 
 impl Rule {
@@ -54,6 +64,7 @@ impl Rule {
             Self::AdamW { .. } => Self::AdamW { weight_decay: 0.0 },
             Self::Sgd { momentum, .. } => Self::Sgd { momentum, weight_decay: 0.0 },
             Self::Nesterov { momentum, .. } => Self::Nesterov { momentum, weight_decay: 0.0 },
+            Self::Muon { .. } => self,
         }
     }
 
@@ -137,7 +148,8 @@ impl Optimiser {
         Self { spared: names, ..self }
     }
 
-    /// One step on all `parameters`, which are of f32 or f64.
+    /// One step on all `parameters`, which are of f32 or f64. It is made on the CPU: gradients and parameters of another device come there, and parameters
+    /// go back.
     ///
     /// # Errors
     /// When a parameter has no gradient, the gradient or a restored moment has another shape or type than its parameter, or the gradients are to be
@@ -159,7 +171,7 @@ impl Optimiser {
                     bail!("the optimiser's moments of `{name}` are {:?}, the parameter is {:?}", state.first.dtype(), parameter.dtype());
                 }
             }
-            steps.push((name, parameter, gradient.contiguous()?));
+            steps.push((name, parameter, gradient.to_device(&Device::Cpu)?.contiguous()?));
         }
         let scale = match self.clip {
             Some(most) => clip_factor(most, steps.iter().map(|(.., gradient)| gradient))?,
@@ -170,8 +182,22 @@ impl Optimiser {
             let state = self.states.entry(name.to_owned()).or_insert_with(new);
             state.steps += 1;
             let rule = if self.spared.contains(name) { self.rule.without_decay() } else { self.rule };
-            parameter.inplace_op2(&gradient, &Update { rule, rate, scale, state: Mutex::new(state) })?;
+            let (rule, rate) = match rule {
+                Rule::Muon { momentum, .. } if parameter.rank() > 1 => {
+                    muon_step(parameter, &gradient, &mut state.first, [momentum, rate, scale])?;
+                    continue;
+                }
+                Rule::Muon { momentum, others } => (Rule::Nesterov { momentum, weight_decay: 0.0 }, rate * others),
+                rule => (rule, rate),
+            };
+            // On the CPU this is the parameter itself.
+            let on_cpu = parameter.to_device(&Device::Cpu)?;
+            on_cpu.inplace_op2(&gradient, &Update { rule, rate, scale, state: Mutex::new(state) })?;
+            if !parameter.device().is_cpu() {
+                parameter.set(&on_cpu.to_device(parameter.device())?)?;
+            }
         }
+        tally::step();
         Ok(())
     }
 
@@ -222,6 +248,44 @@ impl Optimiser {
     pub(crate) fn lengths(&self) -> impl Iterator<Item = (&str, usize)> {
         self.states.iter().map(|(name, state)| (name.as_str(), state.first.len()))
     }
+}
+
+/// One step of [`Rule::Muon`] on a weight of two dimensions or more.
+fn muon_step(parameter: &Var, gradient: &Tensor, velocity: &mut Moments, [momentum, rate, scale]: [f64; 3]) -> Result<()> {
+    let gradient = (gradient.to_device(&Device::Cpu)? * scale)?;
+    let before = match &*velocity {
+        Moments::F32(values) => Tensor::from_slice(values, gradient.dims(), gradient.device())?,
+        Moments::F64(values) => Tensor::from_slice(values, gradient.dims(), gradient.device())?,
+    };
+    let now = ((before * momentum)? + &gradient)?;
+    *velocity = match gradient.dtype() {
+        DType::F64 => Moments::F64(now.flatten_all()?.to_vec1()?),
+        _ => Moments::F32(now.flatten_all()?.to_vec1()?),
+    };
+    let ahead = (gradient + (now * momentum)?)?.flatten_from(1)?;
+    let (rows, columns) = ahead.dims2()?;
+    let larger = (rows as f64 / columns as f64).max(1.0).sqrt();
+    let step = (orthogonal(&ahead)? * (-rate * larger))?.reshape(parameter.dims())?;
+    parameter.set(&(parameter.as_detached_tensor() + step.to_device(parameter.device())?)?)
+}
+
+/// A matrix with about the same singular vectors, whose singular values lie between 0.7 and 1.2: five steps of a Newton-Schulz iteration of the fifth order, whose
+/// coefficients let small singular values grow fastest (Jordan et al. 2024). One of zeros stays so.
+fn orthogonal(matrix: &Tensor) -> Result<Tensor> {
+    const COEFFICIENTS: [f64; 3] = [3.4445, -4.775, 2.0315];
+    const EPSILON: f64 = 1e-7;
+    let is_tall = matrix.dim(0)? > matrix.dim(1)?;
+    let mut found = if is_tall { matrix.t()?.contiguous()? } else { matrix.contiguous()? };
+    let norm = found.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt();
+    found = (found / (norm + EPSILON))?;
+    for _ in 0..5 {
+        let [first, third, fifth] = COEFFICIENTS;
+        // The product of a matrix with its transposed is symmetric, and so is the square of that.
+        let square = ops::linear(&found, &found, None)?;
+        let polynomial = ((&square * third)? + (ops::linear(&square, &square, None)? * fifth)?)?;
+        found = ((&found * first)? + ops::linear(&polynomial, &found.t()?.contiguous()?, None)?)?;
+    }
+    if is_tall { found.t()?.contiguous() } else { Ok(found) }
 }
 
 /// What gradients are scaled by, so that their common norm is `most` at most.
@@ -328,6 +392,7 @@ macro_rules! rules {
                     Rule::Nesterov { momentum, weight_decay } => {
                         sgd::<true>(parameter, gradient, first, rate as $real, scale, momentum as $real, weight_decay as $real);
                     }
+                    Rule::Muon { .. } => unreachable!("taken apart into rules for a parameter"),
                 }
             }
 
@@ -399,3 +464,57 @@ macro_rules! rules {
 
 rules!(single, f32);
 rules!(double, f64);
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::rng::Streams;
+
+    fn drawn(rows: usize, columns: usize) -> Tensor {
+        let mut stream = Streams::new(1, "test").stream("matrix");
+        let values: Vec<f64> = (0..rows * columns).map(|_| f64::from(stream.normal())).collect();
+        Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn an_orthogonalised_matrix_moves_all_directions_by_about_as_much() {
+        for (rows, columns) in [(6, 20), (20, 6), (5, 5)] {
+            let found = orthogonal(&drawn(rows, columns)).unwrap();
+            assert_eq!(found.dims(), [rows, columns]);
+            let wide = if rows > columns { found.t().unwrap().contiguous().unwrap() } else { found };
+            let square = ops::linear(&wide, &wide, None).unwrap().to_vec2::<f64>().unwrap();
+            for (row, values) in square.iter().enumerate() {
+                // Squares of singular values between 0.5 and 1.5: nearly a multiple of the identity.
+                let (own, others) = (values[row], values.iter().sum::<f64>() - values[row]);
+                assert!((0.4..1.6).contains(&own) && others.abs() < 1.0, "{rows} x {columns}: {own} {others}");
+            }
+        }
+        assert_eq!(orthogonal(&drawn(3, 4).zeros_like().unwrap()).unwrap().to_vec2::<f64>().unwrap(), vec![vec![0.0; 4]; 3]);
+    }
+
+    #[test]
+    fn a_step_goes_against_the_gradient_and_leaves_other_parameters_alone_where_it_is_told_to() {
+        let gradient = drawn(4, 9);
+        let weight = Var::from_tensor(&gradient.zeros_like().unwrap()).unwrap();
+        let bias = Var::from_tensor(&Tensor::new(&[1.0_f64, 2.0], &Device::Cpu).unwrap()).unwrap();
+        let gradients: Gradients =
+            [("weight".to_owned(), gradient.clone()), ("bias".to_owned(), bias.as_detached_tensor())].into_iter().collect();
+        let parameters = BTreeMap::from([("weight", &weight), ("bias", &bias)]);
+        let mut optimiser = Optimiser::new(Rule::Muon { momentum: 0.9, others: 0.0 });
+        optimiser.step(&parameters, &gradients, 0.1).unwrap();
+        let moved = (weight.as_detached_tensor() * &gradient).unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+        let size = weight.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
+        assert!(moved < 0.0 && (0.14..0.24).contains(&size), "{moved} {size}");
+        assert_eq!(bias.to_vec1::<f64>().unwrap(), [1.0, 2.0]);
+        // The state goes through a snapshot.
+        let restored = Optimiser::from_tensors(Rule::Muon { momentum: 0.9, others: 0.0 }, &optimiser.to_tensors()).unwrap();
+        let after = |mut optimiser: Optimiser| {
+            let copy = Var::from_tensor(&weight.as_detached_tensor().copy().unwrap()).unwrap();
+            optimiser.step(&BTreeMap::from([("weight", &copy)]), &gradients, 0.1).unwrap();
+            copy.to_vec2::<f64>().unwrap()
+        };
+        assert_eq!(after(optimiser), after(restored));
+    }
+}

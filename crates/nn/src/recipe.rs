@@ -19,6 +19,8 @@ pub enum OptimiserName {
     Adamw,
     /// Stochastic gradient descent with momentum.
     Sgd,
+    /// Momentum that is made orthogonal for each layer's weights (Muon); the other parameters go by Nesterov's momentum at a tenth of the rate. Without decay.
+    Muon,
 }
 
 /// How the learning rate changes over the training, behind the warm-up.
@@ -287,6 +289,7 @@ impl Recipe {
             OptimiserName::Adamw => Rule::AdamW { weight_decay },
             OptimiserName::Sgd if self.nesterov => Rule::Nesterov { momentum, weight_decay },
             OptimiserName::Sgd => Rule::Sgd { momentum, weight_decay },
+            OptimiserName::Muon => Rule::Muon { momentum, others: 0.1 },
         }
     }
 
@@ -361,6 +364,7 @@ impl Recipe {
             (self.lr > 0.0 && self.lr.is_finite(), "lr", "a positive number"),
             ((0.0..1.0).contains(&self.momentum), "momentum", "at least 0 and below 1"),
             (self.weight_decay >= 0.0 && self.weight_decay.is_finite(), "weight_decay", "0 or more"),
+            (self.optimiser != OptimiserName::Muon || self.weight_decay == 0.0, "weight_decay", "0 with `optimiser: muon`"),
             (!matches!(self.rule(), Rule::Nesterov { momentum: 0.0, .. }), "nesterov", "false where `momentum` is 0"),
             (self.clip >= 0.0 && self.clip.is_finite(), "clip", "0 (none) or more"),
             ((0.0..1.0).contains(&self.smoothing), "smoothing", "at least 0 and below 1"),

@@ -256,6 +256,38 @@ impl Samples {
         }
     }
 
+    /// The samples at `rows`, in their order.
+    ///
+    /// # Panics
+    /// When a row is out of range.
+    #[must_use]
+    pub fn select(&self, rows: &[usize]) -> Self {
+        // Runs of rows of one kind stay together.
+        let mut segments: Vec<(usize, Vec<usize>)> = Vec::new();
+        for &row in rows {
+            let (mut segment, mut row) = (0, row);
+            while row >= self.segments[segment].rows() {
+                row -= self.segments[segment].rows();
+                segment += 1;
+            }
+            match segments.last_mut() {
+                Some((last, rows)) if *last == segment => rows.push(row),
+                _ => segments.push((segment, vec![row])),
+            }
+        }
+        let segment = |(segment, rows): &(usize, Vec<usize>)| match &self.segments[*segment] {
+            Segment::Pixels(array, channels) => Segment::Pixels(array.select(rows), channels.clone()),
+            Segment::Values(array) => Segment::Values(array.select(rows)),
+        };
+        Self {
+            segments: segments.iter().map(segment).collect(),
+            labels: rows.iter().map(|&row| self.labels[row]).collect(),
+            shape: self.shape.clone(),
+            targets: self.targets.as_ref().map(|targets| targets.select(rows)),
+            weights: self.weights.as_ref().map(|weights| rows.iter().map(|&row| weights[row]).collect()),
+        }
+    }
+
     /// What there is to learn of each sample as probabilities, [N, classes] row-major.
     ///
     /// # Panics
@@ -443,6 +475,36 @@ mod tests {
             let products = row.iter().zip(&other).map(|(value, other)| value * f64::from(*other));
             close(found, products.clone().sum(), products.map(f64::abs).sum());
         }
+    }
+
+    #[test]
+    fn samples_of_all_kinds_are_joined_and_chosen_from_with_what_there_is_to_learn() {
+        let normalisation = Normalisation { mean: vec![0.5], std: vec![0.5] };
+        let pixels = Samples::of_pixels(Array::new(vec![2, 1, 1, 1], vec![0, 255]), &normalisation, vec![0, 1]).unwrap();
+        let values = Samples::of_values(Array::new(vec![2, 1, 1, 1], vec![7.0, 8.0]), vec![0; 2]).unwrap();
+        let values = values.with_targets(Array::new(vec![2, 2], vec![0.25, 0.75, 1.0, 0.0])).unwrap().with_weights(vec![2.0, 3.0]).unwrap();
+        let joined = Samples::joined(&[&pixels, &values]).unwrap();
+        assert_eq!((joined.labels(), joined.values(&[0, 1, 2, 3])), ([0, 1, 1, 0].as_slice(), vec![-1.0, 1.0, 7.0, 8.0]));
+        assert_eq!(joined.probabilities(2), [1.0, 0.0, 0.0, 1.0, 0.25, 0.75, 1.0, 0.0]);
+        let logits = Tensor::new(&[[0.0_f32, 0.0], [1.0, 0.0]], &Device::Cpu).unwrap();
+        let loss = |samples: &Samples, rows: &[usize]| samples.loss(&logits, rows, 0.0).unwrap().to_scalar::<f32>().unwrap();
+        // ln 2 counts once for the first; the third has 1/4 and 3/4, and counts twice.
+        let [own, other] = [(1.0_f32 + (-1.0_f32).exp()).ln(), (1.0_f32 + 1.0_f32.exp()).ln()];
+        assert!((loss(&joined, &[0, 2]) - (2.0_f32.ln() + 2.0 * (0.25 * own + 0.75 * other)) / 3.0).abs() < 1e-6);
+        let chosen = joined.select(&[2, 0, 1, 3]);
+        assert_eq!((chosen.labels(), chosen.values(&[0, 1, 2, 3])), ([1, 0, 1, 0].as_slice(), vec![7.0, -1.0, 1.0, 8.0]));
+        assert_eq!(loss(&chosen, &[1, 0]), loss(&joined, &[0, 2]));
+        assert!(joined.select(&[]).is_empty());
+    }
+
+    #[test]
+    fn hard_targets_and_equal_weights_are_plain_labels() {
+        let plain = Samples::of_values(Array::new(vec![2, 1], vec![1.0, 2.0]), vec![0, 1]).unwrap();
+        let same =
+            plain.clone().with_targets(Array::new(vec![2, 2], vec![1.0, 0.0, 0.0, 1.0])).unwrap().with_weights(vec![3.0; 2]).unwrap();
+        assert!(same.targets.is_none() && same.weights.is_none());
+        assert!(plain.clone().with_targets(Array::new(vec![1, 2], vec![1.0, 0.0])).is_err());
+        assert!(plain.with_weights(vec![1.0]).is_err());
     }
 
     #[test]

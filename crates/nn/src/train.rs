@@ -59,7 +59,7 @@ impl<'a> Prepared<'a> {
         let is_fixed = |part: &Part| !is_trained(part) && network.is_fixed(*part, phase.modes[*part as usize]);
         let fixed = Part::ALL.iter().take_while(|part| is_fixed(part)).count();
         let (before, parts) = Part::ALL.split_at(fixed);
-        if fixed == 0 || samples.is_empty() || output_size(network, samples, before)? > most {
+        if fixed == 0 || samples.is_empty() || output_size(network, samples, before) > most {
             return Ok(Self::all_parts(samples));
         }
         let values = evaluate::outputs(network, samples, before)?;
@@ -107,9 +107,10 @@ struct Treatment<'a> {
     smoothing: f64,
 }
 
-fn output_size(network: &Network, samples: &Samples, parts: &[Part]) -> Result<usize> {
-    let (input, _) = samples.batch(&[0])?;
-    Ok(network.evaluate(&input, parts)?.elem_count().saturating_mul(samples.len()))
+/// The values that some leading parts give for all samples.
+fn output_size(network: &Network, samples: &Samples, parts: &[Part]) -> usize {
+    let end = parts.last().map_or(0, |&part| network.graph().range(part).end);
+    network.graph().shape(end).iter().product::<usize>().saturating_mul(samples.len())
 }
 
 /// One pass over the samples in random order, one step of the optimiser a batch. Returns the mean loss over the samples.
@@ -200,11 +201,10 @@ fn finite(loss: &Tensor, phase: Phase<'_>, epoch: u64, step: usize, rate: f64) -
 /// # Errors
 /// When there are no samples, or these do not fit the network.
 pub fn recompute_running_averages(network: &mut Network, samples: &Samples, part: Part) -> Result<()> {
-    let before: Vec<Part> = Part::ALL.into_iter().filter(|other| *other < part).collect();
     for step in network.batch_norms(part) {
         let mut parts = Vec::new();
         evaluate::for_each_batch(network, samples, |input, _| {
-            parts.push(network.statistics(&network.evaluate(&input, &before)?, step)?);
+            parts.push(network.statistics(&input, step)?);
             Ok(())
         })?;
         network.set_averages(step, &Statistics::joined(&parts));
@@ -228,7 +228,7 @@ pub fn snapshot(network: &Network, optimiser: &Optimiser) -> Result<BTreeMap<Str
 /// When the snapshot is of another network.
 pub fn resume(network: &Network, rule: Rule, tensors: BTreeMap<String, Stored>) -> Result<(Network, Optimiser)> {
     let (state, weights): (BTreeMap<_, _>, BTreeMap<_, _>) = tensors.into_iter().partition(|(name, _)| name.contains('@'));
-    let (network, optimiser) = (Network::from_tensors(network.architecture(), &weights)?, Optimiser::from_tensors(rule, &state)?);
+    let (network, optimiser) = (network.with_tensors(&weights)?, Optimiser::from_tensors(rule, &state)?);
     let parameters = network.parameters(&Trainable::all(network.graph()));
     for (name, length) in optimiser.lengths() {
         match parameters.get(name) {
@@ -337,7 +337,7 @@ impl Fit {
         for tensors in
             average.iter().map(Average::tensors).chain(best.iter().map(|best| &best.tensors)).filter(|tensors| !tensors.is_empty())
         {
-            Network::from_tensors(network.architecture(), tensors)?;
+            network.with_tensors(tensors)?;
         }
         if self.recipe.keep == Keep::Best && !is_over && best.as_ref().is_some_and(|best| best.tensors.is_empty()) {
             bail!("the snapshot has no weights of the best epoch");
@@ -356,6 +356,12 @@ impl Fit {
         tensors.extend(self.average.iter().flat_map(Average::to_tensors));
         tensors.extend(self.best.iter().flat_map(Best::to_tensors));
         Ok(tensors)
+    }
+
+    /// The network as it is.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        &self.network
     }
 
     /// The epochs done.
@@ -416,8 +422,7 @@ impl Fit {
     /// Judges what the training would end with now, and remembers it where it is the best.
     fn validate(&mut self) -> Result<()> {
         let Some(validation) = &self.validation else { return Ok(()) };
-        let averaged =
-            self.average.as_ref().map(|average| Network::from_tensors(self.network.architecture(), average.tensors())).transpose()?;
+        let averaged = self.average.as_ref().map(|average| self.network.with_tensors(average.tensors())).transpose()?;
         let network = averaged.as_ref().unwrap_or(&self.network);
         let judgement = evaluate::judge(network, validation)?;
         let score = match self.recipe.watch {
@@ -436,7 +441,7 @@ impl Fit {
         let average = self.average.take();
         let kept = self.best.as_mut().map(|best| std::mem::take(&mut best.tensors)).filter(|tensors| !tensors.is_empty());
         if let Some(tensors) = kept.or_else(|| average.map(|average| average.tensors().clone())) {
-            self.network = Network::from_tensors(self.network.architecture(), &tensors)?;
+            self.network = self.network.with_tensors(&tensors)?;
         }
         if self.recipe.average_last > 0 {
             for part in Part::ALL {

@@ -1,9 +1,9 @@
-//! The runner's timings: who made what, from what, in how much time.
+//! The runner's timings: who made what, from what, in how much time and with how much work.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context as _;
-use dcu_artifact::{Holdout, Metrics, Model, Payload as _, Role, role_of};
+use dcu_artifact::{Cost, Holdout, Metrics, Model, Payload as _, Role, role_of};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -27,6 +27,9 @@ pub(crate) struct Instance {
     #[serde(default)]
     pub(crate) coordinates: BTreeMap<String, Value>,
     pub(crate) seconds: Seconds,
+    /// What it computed; nothing, where a program from outside does not say it.
+    #[serde(default)]
+    pub(crate) cost: Option<Cost>,
     #[serde(default)]
     inputs: BTreeMap<String, Vec<String>>,
     #[serde(default)]
@@ -42,6 +45,51 @@ pub(crate) struct Seconds {
 pub(crate) struct MadeOutput {
     pub(crate) schema: String,
     pub(crate) digest: String,
+}
+
+/// What a stage behind a model is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Cluster,
+    Offline,
+    Condense,
+    Prepare,
+    Request,
+    Reduce,
+    Unlearn,
+}
+
+impl Phase {
+    /// Whether it depends on the request, and so is paid for each.
+    fn is_of_request(self) -> bool {
+        matches!(self, Self::Request | Self::Reduce | Self::Unlearn)
+    }
+}
+
+/// Samples forward, samples backward, gradient steps and floating point operations, as [`COUNTS`] has them; means, where it is of several seeds.
+pub(crate) type Counts = [f64; 4];
+
+pub(crate) type PickCount = fn(&Cost) -> u64;
+
+pub(crate) const COUNTS: [(&str, PickCount); 4] = [
+    ("forward", |cost| cost.forward),
+    ("backward", |cost| cost.backward),
+    ("steps", |cost| cost.steps),
+    ("operations", |cost| cost.operations),
+];
+
+/// Where samples backward stand in [`Counts`].
+pub(crate) const BACKWARD: usize = 1;
+
+/// What the networks behind one model computed, as far as all stages say it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Costs {
+    /// Once, for all requests.
+    pub(crate) once: Option<Counts>,
+    /// For each request.
+    pub(crate) each_request: Option<Counts>,
+    /// The share of parameters that its own stage changed.
+    pub(crate) changed: Option<f64>,
 }
 
 /// Seconds of each phase behind one model, its own stage apart.
@@ -112,26 +160,55 @@ impl Lineage {
         found
     }
 
-    /// What a model cost, phase by phase. What depends on the request is paid for each; the rest once, but for the data and the original model, which
+    /// The stages that are paid for a model. What depends on the request is paid for each; the rest once, but for the data and the original model, which
     /// are there without any thought of forgetting.
+    fn paid_for<'a>(&'a self, model: &'a Instance) -> Vec<(Phase, &'a Instance)> {
+        let phase = |instance: &Instance| match instance.uses.as_str() {
+            _ if instance.asks() => Some(Phase::Request),
+            _ if self.knows_request(instance) => Some(Phase::Reduce),
+            _ if instance.only_chooses_samples() || self.is_original(instance) => None,
+            "condense/cluster" => Some(Phase::Cluster),
+            "train/offline" => Some(Phase::Offline),
+            other if other.starts_with("condense/") => Some(Phase::Condense),
+            _ => Some(Phase::Prepare),
+        };
+        let behind = self.ancestors(model).into_iter().filter_map(|instance| Some((phase(instance)?, instance)));
+        behind.chain(model.forgets().then_some((Phase::Unlearn, model))).collect()
+    }
+
+    /// What a model cost in seconds, phase by phase.
     pub(crate) fn phases(&self, model: &Instance) -> Phases {
         let mut phases = Phases::default();
-        for ancestor in self.ancestors(model) {
-            let seconds = ancestor.seconds.total;
-            match ancestor.uses.as_str() {
-                _ if ancestor.asks() => phases.request += seconds,
-                _ if self.knows_request(ancestor) => phases.reduce += seconds,
-                _ if ancestor.only_chooses_samples() || self.is_original(ancestor) => {}
-                "condense/cluster" => phases.cluster += seconds,
-                "train/offline" => phases.offline += seconds,
-                other if other.starts_with("condense/") => phases.condense += seconds,
-                _ => phases.prepare += seconds,
-            }
-        }
-        if model.forgets() {
-            phases.unlearn = model.seconds.total;
+        for (phase, instance) in self.paid_for(model) {
+            let sum = match phase {
+                Phase::Cluster => &mut phases.cluster,
+                Phase::Offline => &mut phases.offline,
+                Phase::Condense => &mut phases.condense,
+                Phase::Prepare => &mut phases.prepare,
+                Phase::Request => &mut phases.request,
+                Phase::Reduce => &mut phases.reduce,
+                Phase::Unlearn => &mut phases.unlearn,
+            };
+            *sum += instance.seconds.total;
         }
         phases
+    }
+
+    /// What the networks behind a model computed. Of a program from outside that only chooses samples and does not say what it computed, it is nothing.
+    pub(crate) fn costs(&self, model: &Instance) -> Costs {
+        let paid = self.paid_for(model);
+        let sum = |of_request: bool| {
+            let instances = paid.iter().filter(|(phase, _)| phase.is_of_request() == of_request).map(|(_, instance)| instance);
+            instances.map(|instance| instance.cost.or_else(|| instance.only_chooses_samples().then(Cost::default))).try_fold(
+                Counts::default(),
+                |mut sum, cost| {
+                    let cost = cost?;
+                    sum.iter_mut().zip(COUNTS).for_each(|(sum, (_, pick))| *sum += pick(&cost) as f64);
+                    Some(sum)
+                },
+            )
+        };
+        Costs { once: sum(false), each_request: sum(true), changed: model.cost.and_then(|cost| cost.changed) }
     }
 
     /// Whether a stage has the request behind it, or is one.
@@ -202,8 +279,13 @@ mod tests {
                 "base" | "offline" | "modular" | "retrain" | "match" => json!({ "model": { "schema": "model/1", "digest": "m" } }),
                 _ => json!({}),
             };
+            let samples = (10.0 * seconds) as u64;
+            let mut cost = json!({ "forward": 3 * samples, "backward": samples, "steps": samples / 10, "operations": 100 * samples });
+            if name == "modular" {
+                cost["changed"] = json!(0.5);
+            }
             json!({ "stage": name, "instance": name, "uses": uses, "label": name, "seed": 1, "coordinates": {}, "seconds": { "total": seconds },
-                    "inputs": inputs, "outputs": outputs })
+                    "cost": cost, "inputs": inputs, "outputs": outputs })
         };
         Lineage::parse(json!({ "pipeline": "test", "instances": [
             instance("data", "tables/load", 100.0, json!({})),
@@ -231,6 +313,28 @@ mod tests {
         let matched = lineage.phases(lineage.named("match").unwrap());
         assert_eq!((matched.once(), matched.prepare, matched.each_request()), (90.0, 90.0, 3.1));
         assert_eq!(lineage.phases(lineage.named("base").unwrap()), Phases::default());
+    }
+
+    #[test]
+    fn what_was_computed_is_counted_once_or_for_each_request() {
+        let lineage = lineage();
+        let of = |lineage: &Lineage, name| lineage.costs(lineage.named(name).unwrap());
+        let modular = of(&lineage, "modular");
+        // Clustering, offline phase and condensation; request, reduction and unlearning.
+        assert_eq!(modular.once, Some([210.0, 70.0, 7.0, 7000.0]));
+        assert_eq!(modular.each_request, Some([249.0, 83.0, 8.0, 8300.0]));
+        assert_eq!((modular.changed, of(&lineage, "match").changed), (Some(0.5), None));
+        assert_eq!(of(&lineage, "base"), Costs { once: Some(Counts::default()), each_request: Some(Counts::default()), changed: None });
+        // A request that is drawn up outside computes nothing, as far as anybody knows; of what else is made outside it is not known.
+        let unknown = |name: &str| {
+            let mut lineage = lineage.clone();
+            lineage.instances.iter_mut().find(|instance| instance.instance == name).unwrap().cost = None;
+            let costs = of(&lineage, "modular");
+            (costs.once.is_none(), costs.each_request)
+        };
+        assert_eq!(unknown("request"), (false, Some([246.0, 82.0, 8.0, 8200.0])));
+        assert_eq!(unknown("reduced"), (false, None));
+        assert_eq!(unknown("offline"), (true, modular.each_request));
     }
 
     #[test]

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    dcu_stage::main("dcu-report", &dcu_report::methods())
+    dcu_stage::main("dcu-report", &dcu_report::methods(), None)
 }

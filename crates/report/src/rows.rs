@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Context as _;
 use dcu_artifact::{Digest, Metrics};
 
-use crate::lineage::{Instance, Lineage, Phases};
+use crate::lineage::{BACKWARD, Costs, Counts, Instance, Lineage, Phases};
 use crate::statistics::{Estimate, attack_samples, over_seeds, share};
 
 /// A score in the table, and the count in the metrics' facts behind its binomial interval.
@@ -42,6 +42,7 @@ pub(crate) struct Judged<'a> {
     pub(crate) model: &'a Instance,
     pub(crate) metrics: &'a Metrics,
     pub(crate) phases: Phases,
+    pub(crate) costs: Costs,
     evaluation: &'a Instance,
 }
 
@@ -63,6 +64,9 @@ pub(crate) struct Row<'a> {
     pub(crate) retraining: Option<f64>,
     pub(crate) phases: Phases,
     pub(crate) break_even: Option<BreakEven>,
+    pub(crate) costs: Costs,
+    /// Samples backward for each request, as a share of retraining's; nothing for a model that has forgotten nothing, and where it is not known.
+    pub(crate) passes: Option<f64>,
 }
 
 /// After how many requests what is paid once has paid for itself.
@@ -77,6 +81,12 @@ impl Row<'_> {
     pub(crate) fn name(&self) -> String {
         let coordinates: String = self.coordinates.iter().map(|(key, value)| format!(", {key} {value}")).collect();
         format!("{}{coordinates}", self.method)
+    }
+
+    /// Its passes in percent, to three digits or more.
+    pub(crate) fn shown_passes(&self) -> Option<String> {
+        let percent = 100.0 * self.passes?;
+        Some(if percent < 99.95 { format!("{percent:.1} %") } else { format!("{percent:.0} %") })
     }
 
     /// Whether this is a method of forgetting that is to be judged by retraining.
@@ -100,7 +110,7 @@ pub(crate) fn judged<'a>(lineage: &'a Lineage, metrics: &'a [(Metrics, Digest)])
         let evaluation: &Instance = evaluation;
         let model =
             lineage.judged(evaluation).with_context(|| format!("`{}` judges a model that the timings do not name", evaluation.instance))?;
-        Ok(Judged { method: &model.label, model, metrics, phases: lineage.phases(model), evaluation })
+        Ok(Judged { method: &model.label, model, metrics, phases: lineage.phases(model), costs: lineage.costs(model), evaluation })
     };
     lineage.evaluations(&by_digest).map(judge).collect()
 }
@@ -126,6 +136,10 @@ fn row<'a>(judged: &'a [Judged<'a>], runs: Vec<&'a Judged<'a>>) -> Row<'a> {
     let distance = distances(&runs, &references);
     let nulls = alike(judged, NULL, first);
     let retraining = mean(references.iter().map(|run| run.phases.each_request()));
+    let costs = mean_costs(&runs);
+    let backward = |costs: Costs| costs.each_request.map(|counts| counts[BACKWARD]);
+    let of_retraining = backward(mean_costs(&references)).filter(|backward| *backward > 0.0);
+    let passes = backward(costs).filter(|_| first.model.forgets()).zip(of_retraining).map(|(own, reference)| own / reference);
     Row {
         method: first.method,
         coordinates: varying(judged, first.method).into_iter().filter_map(|key| Some((key, value(first, key)?))).collect(),
@@ -136,6 +150,8 @@ fn row<'a>(judged: &'a [Judged<'a>], runs: Vec<&'a Judged<'a>>) -> Row<'a> {
         distance,
         retraining,
         phases,
+        costs,
+        passes,
         runs,
     }
 }
@@ -167,6 +183,20 @@ fn mean_phases(runs: &[&Judged<'_>]) -> Phases {
     let average = |pick: PickPhase| mean(runs.iter().map(|run| pick(run.phases))).unwrap_or(0.0);
     let [cluster, offline, condense, prepare, request, reduce, unlearn] = PHASES.map(|(_, pick)| average(pick));
     Phases { cluster, offline, condense, prepare, request, reduce, unlearn }
+}
+
+/// Means of what all of the runs know of.
+fn mean_costs(runs: &[&Judged<'_>]) -> Costs {
+    let counts = |pick: fn(&Costs) -> Option<Counts>| {
+        let each = runs.iter().map(|run| pick(&run.costs)).collect::<Option<Vec<_>>>().filter(|each| !each.is_empty())?;
+        Some(std::array::from_fn(|which| each.iter().map(|counts| counts[which]).sum::<f64>() / each.len() as f64))
+    };
+    let changed = runs.iter().map(|run| run.costs.changed).collect::<Option<Vec<f64>>>();
+    Costs {
+        once: counts(|costs| costs.once),
+        each_request: counts(|costs| costs.each_request),
+        changed: changed.and_then(|shares| mean(shares.into_iter())),
+    }
 }
 
 pub(crate) type PickPhase = fn(Phases) -> f64;
@@ -232,6 +262,7 @@ fn break_even(phases: Phases, retraining: Option<f64>) -> Option<BreakEven> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use dcu_artifact::Cost;
     use serde_json::{Value, json};
 
     use super::*;
@@ -256,9 +287,15 @@ pub(crate) mod tests {
                        coordinates: Value,
                        inputs: Value,
                        outputs: Value| {
+            // Ten samples backward a second, but for the data.
+            let samples = if uses.starts_with("data/") { 0 } else { (10.0 * seconds) as u64 };
+            let mut cost = json!({ "forward": 3 * samples, "backward": samples, "steps": samples / 10, "operations": 100 * samples });
+            if label == "modular" {
+                cost["changed"] = json!(0.5);
+            }
             instances
                 .push(json!({ "stage": stage, "instance": name, "uses": uses, "label": label, "seed": seed, "coordinates": coordinates,
-                                   "seconds": { "total": seconds }, "inputs": inputs, "outputs": outputs }));
+                                   "seconds": { "total": seconds }, "cost": cost, "inputs": inputs, "outputs": outputs }));
         };
         let none = || json!({});
         let model = || json!({ "model": { "schema": "model/1", "digest": "f".repeat(64) } });
@@ -377,5 +414,37 @@ pub(crate) mod tests {
         let rows = rows(&judged);
         assert_eq!((rows[0].phases.once(), rows[0].phases.each_request(), rows[0].retraining), (4.0, 1.5, Some(10.5)));
         assert!(matches!(rows[0].break_even, Some(BreakEven::Requests(requests)) if (requests - 4.0 / 9.0).abs() < 1e-12));
+    }
+
+    #[test]
+    fn passes_are_a_share_of_those_of_the_retraining_at_the_same_point() {
+        let at = |ratio: &'static str| -> &'static [(&'static str, &'static str)] {
+            if ratio == "0.1" { &[("ratio", "0.1")] } else { &[("ratio", "0.2")] }
+        };
+        let cases = [
+            Case("modular", 1, at("0.1"), RETRAINED),
+            Case("modular", 2, at("0.1"), RETRAINED),
+            Case("modular", 1, at("0.2"), RETRAINED),
+            Case("retrain", 1, at("0.1"), RETRAINED),
+            Case("retrain", 1, at("0.2"), RETRAINED),
+            Case("original", 1, &[], RETRAINED),
+        ];
+        let (mut lineage, metrics) = evaluated(&cases, |_, _| {});
+        let cost = |lineage: &mut Lineage, name: &str, change: &dyn Fn(&mut Option<Cost>)| {
+            change(&mut lineage.instances.iter_mut().find(|instance| instance.instance == name).unwrap().cost);
+        };
+        let double = |cost: &mut Option<Cost>| cost.as_mut().unwrap().backward *= 2;
+        cost(&mut lineage, "modular-1#2", &double);
+        cost(&mut lineage, "retrain-4#1", &double);
+        let shown = |lineage: &Lineage| {
+            let judged = judged(lineage, &metrics).unwrap();
+            rows(&judged).iter().map(|row| row.passes).collect::<Vec<_>>()
+        };
+        // 10 and 20 samples of 100, 10 of 200; nobody asked the original to forget.
+        assert_eq!(shown(&lineage), [Some(0.15), Some(0.05), Some(1.0), Some(1.0), None]);
+        cost(&mut lineage, "modular-1#2", &|cost| *cost = None);
+        assert_eq!(shown(&lineage)[..2], [None, Some(0.05)]);
+        cost(&mut lineage, "retrain-4#1", &|cost| cost.as_mut().unwrap().backward = 0);
+        assert_eq!(shown(&lineage)[1..4], [None, Some(1.0), None]);
     }
 }

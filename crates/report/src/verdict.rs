@@ -6,6 +6,8 @@ use crate::statistics::{Estimate, attack_noise};
 
 /// Differences up to this many points are none.
 const MARGIN: f64 = 2.0;
+/// A share of the parameters up to this is next to none.
+const FEW: f64 = 1e-3;
 
 /// How a score stands to that of retraining.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +41,7 @@ fn interval_of_difference(own: Estimate, reference: Estimate) -> (f64, f64) {
 
 /// The verdict on a method, beginning with its name. Without a retraining there is only what it leaves behind to speak of.
 pub(crate) fn verdict(lineage: &Lineage, row: &Row<'_>) -> Option<String> {
-    let sentences = [forgetting(row), remaining(row), distance(row), attack(row), cost(row), left_behind(lineage, row)];
+    let sentences = [forgetting(row), remaining(row), distance(row), attack(row), cost(row), changed(row), left_behind(lineage, row)];
     let sentences: Vec<String> = sentences.into_iter().flatten().collect();
     (!sentences.is_empty()).then(|| format!("{}: {}.", row.name(), sentences.join(". ")))
 }
@@ -120,7 +122,8 @@ fn attack(row: &Row<'_>) -> Option<String> {
 
 fn cost(row: &Row<'_>) -> Option<String> {
     let (once, each, retraining) = (row.phases.once(), row.phases.each_request(), row.retraining?);
-    let beside = format!("{each:.1} s a request, retraining {retraining:.1} s");
+    let passes = row.shown_passes().map_or(String::new(), |passes| format!(" (with {passes} of retraining's samples backward)"));
+    let beside = format!("{each:.1} s a request{passes}, retraining {retraining:.1} s");
     Some(match row.break_even {
         None => format!("It costs {beside}"),
         Some(BreakEven::Never) => format!("It costs {once:.1} s once and {beside}: it never pays for itself"),
@@ -130,6 +133,12 @@ fn cost(row: &Row<'_>) -> Option<String> {
             format!("It costs {once:.1} s once and {beside}: it has paid for itself after {counted}")
         }
     })
+}
+
+/// That a method left nearly everything as it was.
+fn changed(row: &Row<'_>) -> Option<String> {
+    let share = row.costs.changed.filter(|share| *share <= FEW)?;
+    Some(if share > 0.0 { format!("It changed {:.2} % of the parameters", 100.0 * share) } else { "It changed no parameter".to_owned() })
 }
 
 fn left_behind(lineage: &Lineage, row: &Row<'_>) -> Option<String> {
@@ -226,17 +235,33 @@ mod tests {
     fn cost_and_remains_are_named() {
         let text = of(Case("modular", 1, &[], [1.0, 0.0, 0.9, 0.5]), [retrain(1)]);
         assert!(
-            text.contains("It costs 4.0 s once and 1.5 s a request, retraining 10.5 s: it has paid for itself after the first request."),
+            text.contains(
+                "It costs 4.0 s once and 1.5 s a request (with 10.0 % of retraining's samples backward), retraining 10.5 s: it has paid for itself after the first request."
+            ),
             "{text}"
         );
         assert!(text.ends_with("It still rests on what base and offline learned with the forgotten data."), "{text}");
         let text = of(Case("finetune", 1, &[], [1.0, 0.0, 0.9, 0.5]), [retrain(1)]);
-        assert!(text.contains("It costs 2.5 s a request, retraining 10.5 s."), "{text}");
+        assert!(text.contains("It costs 2.5 s a request (with 20.0 % of retraining's samples backward), retraining 10.5 s."), "{text}");
         assert!(text.ends_with("It still rests on what base learned with the forgotten data."), "{text}");
         assert_eq!(
             of(Case("modular", 1, &[], [1.0; 4]), []),
             "modular: It still rests on what base and offline learned with the forgotten data."
         );
+    }
+
+    #[test]
+    fn a_method_that_changed_next_to_nothing_is_said_to_have() {
+        let (mut lineage, metrics) = evaluated(&[Case("modular", 1, &[], [1.0, 0.0, 0.9, 0.5]), retrain(1)], |_, _| {});
+        let mut text = |share: f64| {
+            let modular = lineage.instances.iter_mut().find(|instance| instance.label == "modular").unwrap();
+            modular.cost.as_mut().unwrap().changed = Some(share);
+            let judged = judged(&lineage, &metrics).unwrap();
+            verdict(&lineage, &rows(&judged)[0]).unwrap()
+        };
+        assert!(!text(0.01).contains("It changed"));
+        assert!(text(0.0004).contains("It changed 0.04 % of the parameters."));
+        assert!(text(0.0).contains("It changed no parameter."));
     }
 
     #[test]

@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 
 use crate::context::{Arguments, Context};
 use crate::progress::{Progress, Style};
-use crate::{Entry, Input, Rejected};
+use crate::{Entry, Failure, Input, Meter, Rejected};
 
-/// Runs the binary of a stage crate.
+/// Runs the binary of a stage crate. One without a meter has no networks: its cost is 0.
 #[must_use]
-pub fn main(crate_name: &'static str, methods: &[Entry]) -> ExitCode {
+pub fn main(crate_name: &'static str, methods: &[Entry], meter: Option<Meter>) -> ExitCode {
     crate::memory::keep_freed_memory();
     let matches = command_line(crate_name, methods).get_matches();
     let (name, arguments) = matches.subcommand().expect("clap asks for one");
@@ -28,7 +28,7 @@ pub fn main(crate_name: &'static str, methods: &[Entry]) -> ExitCode {
             crate::look::set(arguments.get_flag("look"));
             check(methods)
         }
-        method => run(crate_name, methods.iter().find(|entry| entry.name == method).expect("clap knows the names"), arguments),
+        method => run(crate_name, methods.iter().find(|entry| entry.name == method).expect("clap knows the names"), arguments, meter),
     };
     let print = |value: Value| {
         let mut stdout = std::io::stdout().lock();
@@ -54,14 +54,20 @@ fn command_line(crate_name: &'static str, methods: &[Entry]) -> Command {
     )
 }
 
+/// The device where no other is given.
+const CPU: &str = "cpu";
+
 fn method_command(entry: &Entry) -> Command {
     let inputs: Vec<String> = entry.inputs.iter().map(|input| format!("  {} ({}{})", input.name, input.schema, note_on(input))).collect();
     let outputs: Vec<String> = entry.outputs.iter().map(|output| format!("  {} ({})", output.name, output.schema)).collect();
+    let device = Arg::new("device").long("device").value_name("NAME").default_value(CPU);
+    let device = device.help("Where networks compute: `cpu`, `cpu-composed` or `cuda:N`; the result depends on it");
     Command::new(entry.name)
         .about(entry.summary)
         .after_help(format!("Inputs:\n{}\nOutputs:\n{}", inputs.join("\n"), outputs.join("\n")))
         .arg(path("params", "FILE", "The parameters, in YAML or JSON; without it the defaults"))
         .arg(Arg::new("seed").long("seed").value_name("N").value_parser(value_parser!(u64)).help("The seed of all random numbers"))
+        .args(entry.device.map(|_| device))
         .arg(named("in", "An input; repeat it for an input of many values"))
         .arg(named("out", "Where an output goes"))
         .arg(path("checkpoint", "DIR", "Where to keep the state of a long run, so that a killed one goes on there"))
@@ -147,9 +153,13 @@ fn answer(methods: &[Entry], mut question: Value) -> anyhow::Result<Value> {
     })
 }
 
-fn run(crate_name: &'static str, entry: &Entry, matches: &ArgMatches) -> anyhow::Result<Value> {
+fn run(crate_name: &'static str, entry: &Entry, matches: &ArgMatches, meter: Option<Meter>) -> anyhow::Result<Value> {
     if let Some(&threads) = matches.get_one::<u16>("threads") {
         rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global().context("cannot start the threads")?;
+    }
+    let device = entry.device.and_then(|choose| Some((choose, matches.get_one::<String>("device").filter(|name| *name != CPU)?)));
+    if let Some((choose, name)) = device {
+        choose(name).map_err(|(message, remedy)| Failure::new(message, remedy))?;
     }
     let parameters = match matches.get_one::<PathBuf>("params") {
         Some(path) => read_parameters(path)?,
@@ -158,6 +168,7 @@ fn run(crate_name: &'static str, entry: &Entry, matches: &ArgMatches) -> anyhow:
     let all = |name: &str| matches.get_many::<(String, PathBuf)>(name).into_iter().flatten().cloned().collect();
     let arguments = Arguments {
         seed: matches.get_one::<u64>("seed").copied(),
+        device: device.map(|(_, name)| name.clone()),
         inputs: all("in"),
         outputs: all("out"),
         timings: matches.get_one::<PathBuf>("timings").cloned(),
@@ -165,7 +176,7 @@ fn run(crate_name: &'static str, entry: &Entry, matches: &ArgMatches) -> anyhow:
         checkpoint_interval: Duration::from_secs(matches.get_one::<u64>("checkpoint-seconds").copied().unwrap_or_else(checkpoint_seconds)),
         progress: Progress::new(matches.get_one::<Style>("progress").copied().unwrap_or(Style::Text)),
     };
-    let mut context = Context::new(crate_name, arguments);
+    let mut context = Context::new(crate_name, arguments, meter);
     context.check(entry.inputs, entry.outputs, entry.uses_seed)?;
     (entry.run)(parameters, &mut context)?;
     context.finish(entry.outputs)

@@ -5,18 +5,19 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use dcu_artifact::{Digest, Header, Payload, Producer, Provenance};
+use dcu_artifact::{Cost, Digest, Header, Payload, Producer, Provenance};
 use serde_json::{Value, json};
 
 use crate::clock::Clock;
 use crate::progress::Progress;
-use crate::{Checkpoints, External, Input, Output};
+use crate::{Checkpoints, External, Input, Meter, Output};
 
 /// The surroundings of one run.
 #[derive(Debug)]
 pub struct Context {
     pub(crate) crate_name: &'static str,
     pub(crate) seed: Option<u64>,
+    pub(crate) device: Option<String>,
     pub(crate) inputs: BTreeMap<String, Vec<PathBuf>>,
     pub(crate) outputs: BTreeMap<String, PathBuf>,
     pub(crate) timings: Option<PathBuf>,
@@ -26,11 +27,15 @@ pub struct Context {
     provenance: Option<Provenance>,
     written: BTreeMap<String, Value>,
     clock: Clock,
+    meter: Option<Meter>,
+    changed: Option<f64>,
 }
 
 /// The arguments of a run, as the command line gives them.
 pub(crate) struct Arguments {
     pub(crate) seed: Option<u64>,
+    /// Where it computes; by default on the CPU.
+    pub(crate) device: Option<String>,
     pub(crate) inputs: Vec<(String, PathBuf)>,
     pub(crate) outputs: Vec<(String, PathBuf)>,
     pub(crate) timings: Option<PathBuf>,
@@ -40,7 +45,7 @@ pub(crate) struct Arguments {
 }
 
 impl Context {
-    pub(crate) fn new(crate_name: &'static str, arguments: Arguments) -> Self {
+    pub(crate) fn new(crate_name: &'static str, arguments: Arguments, meter: Option<Meter>) -> Self {
         let mut inputs: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
         for (name, path) in arguments.inputs {
             inputs.entry(name).or_default().push(path);
@@ -48,6 +53,7 @@ impl Context {
         Self {
             crate_name,
             seed: arguments.seed,
+            device: arguments.device,
             inputs,
             outputs: arguments.outputs.into_iter().collect(),
             timings: arguments.timings,
@@ -57,6 +63,8 @@ impl Context {
             provenance: None,
             written: BTreeMap::new(),
             clock: Clock::start(),
+            meter,
+            changed: None,
         }
     }
 
@@ -198,6 +206,11 @@ impl Context {
         Ok(())
     }
 
+    /// Records, beside what was computed, the share of a model's parameters that the method changed, from 0 to 1.
+    pub fn changed(&mut self, share: f64) {
+        self.changed = Some(share);
+    }
+
     fn output(&self, name: &str) -> anyhow::Result<PathBuf> {
         self.outputs.get(name).cloned().with_context(|| format!("the output `{name}` was not asked for"))
     }
@@ -214,8 +227,12 @@ impl Context {
     /// Outside of a run.
     #[must_use]
     pub fn checkpoints(&self) -> Checkpoints {
-        let provenance = self.provenance.clone().expect("a method runs inside its entry");
-        Checkpoints::new(self.checkpoint.clone(), provenance, self.checkpoint_interval, self.progress, self.clock.clone())
+        let mut provenance = self.provenance.clone().expect("a method runs inside its entry");
+        if let Some(device) = &self.device {
+            // What one device began another must not end.
+            provenance.producer.method.push_str(&format!(" on {device}"));
+        }
+        Checkpoints::new(self.checkpoint.clone(), provenance, self.checkpoint_interval, self.progress, self.clock.clone(), self.meter)
     }
 
     /// The result for stdout. Every declared output must have been written.
@@ -224,9 +241,45 @@ impl Context {
             bail!("the method ended without writing its output `{}`; this is a bug", output.name);
         }
         let (seconds, earlier) = (self.clock.so_far(), self.clock.earlier());
+        let cost = Cost { changed: self.changed, ..self.meter.map(|meter| (meter.read)()).unwrap_or_default() };
         Ok(json!({
-            "outputs": self.written, "seconds": seconds, "earlier": earlier, "peak_memory": crate::memory::peak_memory(),
+            "outputs": self.written, "seconds": seconds, "earlier": earlier, "cost": cost, "peak_memory": crate::memory::peak_memory(),
             "threads": rayon::current_num_threads(),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::Snapshot;
+
+    use super::*;
+
+    #[test]
+    fn what_one_device_began_another_does_not_go_on_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = |device: Option<&str>| {
+            let arguments = Arguments {
+                seed: None,
+                device: device.map(str::to_owned),
+                inputs: Vec::new(),
+                outputs: Vec::new(),
+                timings: None,
+                checkpoint: Some(folder.path().to_owned()),
+                checkpoint_interval: Duration::ZERO,
+                progress: Progress::silent(),
+            };
+            let mut context = Context::new("dcu-test", arguments);
+            context.set_provenance("fit", 1, false, json!({}), &[]).unwrap();
+            context.checkpoints()
+        };
+        let snapshot = || Snapshot { position: json!(3), tensors: BTreeMap::new() };
+        for (device, others) in [(None, [Some("cpu-composed"), Some("cuda:0")]), (Some("cuda:0"), [None, Some("cuda:1")])] {
+            checkpoints(device).offer(|| Ok(snapshot())).unwrap();
+            assert_eq!(checkpoints(device).resume(), Some(snapshot()), "{device:?}");
+            for other in others {
+                assert_eq!(checkpoints(other).resume(), None, "{device:?} {other:?}");
+            }
+        }
     }
 }

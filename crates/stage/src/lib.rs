@@ -4,7 +4,8 @@
 //!
 //! ```ignore
 //! fn main() -> std::process::ExitCode {
-//!     dcu_stage::main("dcu-train", &[entry::<methods::fit::Fit>(), entry::<methods::offline::Offline>()])
+//!     let meter = Meter { read: tally::read, set: tally::set };
+//!     dcu_stage::main("dcu-train", &[entry::<methods::fit::Fit>(), entry::<methods::offline::Offline>()], Some(meter))
 //! }
 //! ```
 //!
@@ -18,6 +19,7 @@ mod context;
 mod failure;
 mod look;
 mod memory;
+mod meter;
 mod method;
 mod progress;
 
@@ -27,5 +29,6 @@ pub use context::Context;
 pub use failure::{Failure, Rejected};
 pub use look::is_looking;
 pub use memory::keep_freed_memory;
-pub use method::{Entry, External, Input, Method, Output, entry};
+pub use meter::Meter;
+pub use method::{ChooseDevice, Entry, External, Input, Method, Output, entry};
 pub use progress::Progress;

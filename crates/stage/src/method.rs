@@ -83,6 +83,9 @@ pub struct External {
     pub digest: Option<Digest>,
 }
 
+/// Puts what a method computes on the device of this name; otherwise says what is wrong and what to do.
+pub type ChooseDevice = fn(&str) -> Result<(), (String, String)>;
+
 /// One method of a stage crate.
 pub trait Method {
     /// The name after the crate's, as in `uses: train/NAME`.
@@ -101,6 +104,8 @@ pub trait Method {
     const OUTPUTS: &'static [Output];
     /// Whether it needs the runner's timings.
     const TIMINGS: bool = false;
+    /// How it is put on a device, where its result depends on that. Without, it computes on the CPU, whatever the device of the run.
+    const DEVICE: Option<ChooseDevice> = None;
 
     /// The parameters as the user writes them: every field with a default and a docstring, unknown fields denied. A field that is a
     /// location carries `#[schemars(extend("x-location" = true))]`.
@@ -154,6 +159,7 @@ pub struct Entry {
     pub(crate) inputs: &'static [Input],
     pub(crate) outputs: &'static [Output],
     pub(crate) timings: bool,
+    pub(crate) device: Option<ChooseDevice>,
     pub(crate) schema: fn() -> Value,
     pub(crate) check: fn(Value) -> anyhow::Result<Answer>,
     pub(crate) run: fn(Value, &mut Context) -> anyhow::Result<()>,
@@ -186,6 +192,7 @@ pub fn entry<M: Method>() -> Entry {
         inputs: M::INPUTS,
         outputs: M::OUTPUTS,
         timings: M::TIMINGS,
+        device: M::DEVICE,
         schema: || schemars::schema_for!(M::Parameters).to_value(),
         check: |value| {
             let checked = M::check(parse::<M::Parameters>(value.clone())?)?;
@@ -237,7 +244,7 @@ impl Entry {
     pub(crate) fn describe(&self) -> Value {
         json!({
             "name": self.name, "version": self.version, "summary": self.summary, "uses_seed": self.uses_seed, "pinned": self.pinned,
-            "timings": self.timings, "parameters": (self.schema)(),
+            "timings": self.timings, "uses_device": self.device.is_some(), "parameters": (self.schema)(),
             "inputs": self.inputs, "outputs": self.outputs,
         })
     }
@@ -259,11 +266,12 @@ mod tests {
     use std::path::PathBuf;
     use std::time::Duration;
 
-    use dcu_artifact::{Request, RequestFacts, digest_file};
+    use dcu_artifact::{Cost, Request, RequestFacts, digest_file};
     use schemars::JsonSchema;
     use serde::Deserialize;
 
     use super::*;
+    use crate::Meter;
     use crate::context::Arguments;
     use crate::progress::{Progress, Style};
 
@@ -323,6 +331,7 @@ mod tests {
         fn run(_: &Known, context: &mut Context) -> anyhow::Result<()> {
             let facts = RequestFacts { scenario: "ids".into(), classes: Vec::new(), cumulative: false };
             context.write("request", &Request { forget: vec![1], retain: vec![2], earlier: Vec::new(), facts })?;
+            context.changed(0.25);
             if let Some((file, text)) = MEANWHILE.take() {
                 std::fs::write(file, text)?;
             }
@@ -330,9 +339,13 @@ mod tests {
         }
     }
 
+    const COUNTED: Cost = Cost { forward: 5, backward: 4, steps: 2, operations: 90, changed: None };
+    const METER: Meter = Meter { read: || COUNTED, set: |_| {} };
+
     fn run(parameters: Value, output: PathBuf) -> anyhow::Result<Value> {
         let arguments = Arguments {
             seed: None,
+            device: None,
             inputs: vec![("request".into(), "nowhere".into())],
             outputs: vec![("request".into(), output)],
             timings: None,
@@ -340,10 +353,19 @@ mod tests {
             checkpoint_interval: Duration::from_secs(30),
             progress: Progress::new(Style::Text),
         };
-        let (mut context, entry) = (Context::new("dcu-test", arguments), entry::<Reader>());
+        let (mut context, entry) = (Context::new("dcu-test", arguments, Some(METER)), entry::<Reader>());
         context.check(entry.inputs, entry.outputs, entry.uses_seed)?;
         (entry.run)(parameters, &mut context)?;
         context.finish(entry.outputs)
+    }
+
+    #[test]
+    fn a_result_says_what_was_computed_and_what_the_method_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, output) = (folder.path().join("ids.csv"), folder.path().join("request.safetensors"));
+        std::fs::write(&file, "id\n1\n").unwrap();
+        let result = run(json!({ "file": file }), output).unwrap();
+        assert_eq!(result["cost"], json!({ "forward": 5, "backward": 4, "steps": 2, "operations": 90, "changed": 0.25 }));
     }
 
     #[test]

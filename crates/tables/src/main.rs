@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    dcu_stage::main("dcu-tables", &dcu_tables::methods())
+    dcu_stage::main("dcu-tables", &dcu_tables::methods(), None)
 }

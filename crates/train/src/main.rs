@@ -2,6 +2,9 @@
 
 use std::process::ExitCode;
 
+use dcu_nn::tally;
+use dcu_stage::Meter;
+
 fn main() -> ExitCode {
-    dcu_stage::main("dcu-train", &dcu_train::methods())
+    dcu_stage::main("dcu-train", &dcu_train::methods(), Some(Meter { read: tally::read, set: tally::set }))
 }

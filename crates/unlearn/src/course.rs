@@ -22,6 +22,9 @@ pub(crate) struct Course {
     pub(crate) mask: Option<Gradients>,
 }
 
+/// The share of a course over which the rate of [`Fall::Cycle`] rises.
+const RISE: f64 = 0.15;
+
 /// How the learning rate goes over a course.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -32,6 +35,8 @@ pub(crate) enum Fall {
     Linear,
     /// It falls along half a cosine, to 0 behind the last step.
     Cosine,
+    /// It rises evenly over the first 15 % of the course, and falls evenly to 0 behind the last step.
+    Cycle,
 }
 
 impl Fall {
@@ -41,6 +46,8 @@ impl Fall {
             Self::Constant => 1.0,
             Self::Linear => 1.0 - gone,
             Self::Cosine => f64::midpoint(1.0, (std::f64::consts::PI * gone).cos()),
+            Self::Cycle if gone < RISE => gone / RISE,
+            Self::Cycle => (1.0 - gone) / (1.0 - RISE),
         }
     }
 }
@@ -134,10 +141,23 @@ impl Pupil<'_> {
     ) -> anyhow::Result<()> {
         let order = self.streams.indexed(&format!("{purpose} shuffle"), self.epoch as u64).permutation(rows.len());
         let rows: Vec<usize> = order.into_iter().map(|place| rows[place]).collect();
-        let batches = batches(&rows, batch);
+        self.steps(purpose, samples, &batches(&rows, batch), &mut loss)
+    }
+
+    /// A step for each of these batches, which are rows of the samples; as many in each epoch.
+    ///
+    /// # Errors
+    /// As [`Self::pass`].
+    pub(crate) fn steps<B: AsRef<[usize]>>(
+        &mut self,
+        purpose: &str,
+        samples: &Samples,
+        batches: &[B],
+        mut loss: impl FnMut(&Network, &Batch<'_>) -> anyhow::Result<Tensor>,
+    ) -> anyhow::Result<()> {
         for (step, rows) in batches.iter().enumerate() {
+            let (rows, index) = (rows.as_ref(), (self.epoch * batches.len() + step) as u64);
             let (images, _) = samples.batch(rows)?;
-            let index = (self.epoch * batches.len() + step) as u64;
             let mut dropout = self.streams.indexed(&format!("{purpose} dropout"), index);
             let (modes, trainable) = (self.course.modes, &self.course.trainable);
             let logits = self.network.forward(&images, &dcu_nn::Part::ALL, modes, trainable, &mut dropout)?;

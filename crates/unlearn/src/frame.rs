@@ -7,10 +7,13 @@ use dcu_artifact::{Dataset, Ensemble, Holdout, Model, Request, Retain, Weights};
 use dcu_nn::rng::Streams;
 use dcu_nn::train;
 use dcu_nn::{Network, Samples, model};
-use dcu_stage::{Checkpoints, Context, Failure, Input, Method, Output, Progress, Rejected};
+use dcu_stage::{Checkpoints, ChooseDevice, Context, Failure, Input, Method, Output, Progress, Rejected};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+/// The share of parameters below which a method says that it changed next to nothing.
+const NEXT_TO_NOTHING: f64 = 1e-4;
 
 /// Whether a method reads an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +101,7 @@ impl<M: Unlearn> Method for Stage<M> {
     const VERSION: u32 = M::VERSION;
     const SUMMARY: &'static str = M::SUMMARY;
     const USES_SEED: bool = M::USES_SEED;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] = &M::WIRES.inputs();
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Model>("model")];
 
@@ -112,7 +116,13 @@ impl<M: Unlearn> Method for Stage<M> {
         let seed = if M::USES_SEED { context.seed() } else { 0 };
         let mut task = Task::read(context, Streams::new(seed, &format!("unlearn/{}", M::NAME)))?;
         let network = M::unlearn(parameters, &mut task)?;
-        context.write("model", &model::with_facts_of(&network, &task.model)?)
+        let unlearned = model::with_facts_of(&network, &task.model)?;
+        let changed = model::share_changed(&task.model, &unlearned);
+        if changed < NEXT_TO_NOTHING {
+            context.progress().note(&format!("next to nothing changed: {:.4} % of the parameters", 100.0 * changed));
+        }
+        context.changed(changed);
+        context.write("model", &unlearned)
     }
 }
 

@@ -22,7 +22,7 @@ pub struct Ensemble {
 /// The facts of an ensemble.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EnsembleFacts {
-    /// How the models' training sets were chosen: `folds`.
+    /// How the models' training sets were chosen: `folds`, `halves`, `classes`, `whole` or `retrained`.
     pub scheme: String,
     /// The seed of all models. Models that judge a method have another than those that it learns from.
     pub seed: u64,

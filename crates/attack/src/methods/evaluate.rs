@@ -6,7 +6,7 @@ use dcu_artifact::{Array, Dataset, Holdout, Metrics, Model, Request, SampleId};
 use dcu_nn::evaluate::{Judgement, judge};
 use dcu_nn::rng::Streams;
 use dcu_nn::{Samples, model, ops};
-use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
+use dcu_stage::{ChooseDevice, Context, Failure, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -27,6 +27,7 @@ impl Method for Evaluate {
     const SUMMARY: &'static str = "Accuracies on retain, forget and test samples, the membership attack, and the losses behind them";
     // The draws of the attack are the same for every model, so that methods are compared on the same samples.
     const USES_SEED: bool = false;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] = &[
         Input::one::<Model>("model"),
         Input::one::<Dataset>("dataset"),

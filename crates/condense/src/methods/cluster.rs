@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use dcu_artifact::{Array, Buckets, Dataset, Model, SampleId};
 use dcu_nn::rng::Streams;
 use dcu_nn::{Samples, evaluate, model};
-use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
+use dcu_stage::{ChooseDevice, Context, Failure, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,7 @@ impl Method for Cluster {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Divides each class into buckets of similar images, by k-means on the model's features";
     const USES_SEED: bool = true;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Model>("model")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Buckets>("buckets")];
 

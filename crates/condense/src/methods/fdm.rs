@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 use dcu_artifact::{Array, Buckets, Condensed, CondensedFacts, Dataset, Members, Model, Reach, Tensor as Stored};
 use dcu_nn::{Network, Samples, model};
-use dcu_stage::{Context, Failure, Input, Method, Output, Progress, Rejected, Snapshot};
+use dcu_stage::{ChooseDevice, Context, Failure, Input, Method, Output, Progress, Rejected, Snapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::matching::Matching;
+use crate::synthetic::one_hot;
 
 /// Images that are condensed side by side, which bounds the memory. Fixed, so that the result depends on nothing else.
 const IMAGES_AT_ONCE: usize = 4096;
@@ -38,6 +39,7 @@ impl Method for Fdm {
     const VERSION: u32 = 2;
     const SUMMARY: &'static str = "Condenses each bucket to one weighted sum of its images that matches their mean feature";
     const USES_SEED: bool = false;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Model>("model"), Input::one::<Buckets>("buckets")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Condensed>("condensed")];
 
@@ -98,12 +100,6 @@ fn restored(mut snapshot: Snapshot) -> Option<(usize, Vec<f32>, Vec<f32>)> {
     };
     let (images, weights) = (take("images")?, take("weights")?);
     Some((snapshot.position.as_u64()? as usize, images, weights))
-}
-
-/// All of the probability on each row's class, [B, K].
-fn one_hot(labels: &[u32], classes: usize) -> Array<f32> {
-    let row = |&label: &u32| (0..classes as u32).map(move |class| f32::from(u8::from(class == label)));
-    Array::new(vec![labels.len(), classes], labels.iter().flat_map(row).collect())
 }
 
 fn behind(dataset: &Dataset, members: &[Vec<usize>], weights: &[f32]) -> Vec<Members> {

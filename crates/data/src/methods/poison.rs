@@ -13,7 +13,7 @@ pub(crate) struct Poison;
 pub(crate) struct Parameters {
     /// The two classes.
     classes: [u32; 2],
-    /// The share of each of the two classes whose label becomes the other's, rounded down.
+    /// The share of each of the two classes whose label becomes the other's, rounded down; 0 leaves all labels as they are.
     ratio: f64,
 }
 
@@ -37,7 +37,7 @@ impl Method for Poison {
 
     fn check(parameters: Parameters) -> Result<Parameters, Rejected> {
         Rejected::unless(parameters.classes[0] != parameters.classes[1], "classes", "`classes` must name two different classes")?;
-        Rejected::unless(parameters.ratio > 0.0 && parameters.ratio <= 1.0, "ratio", "`ratio` must be above 0 and at most 1")?;
+        Rejected::unless((0.0..=1.0).contains(&parameters.ratio), "ratio", "`ratio` must be from 0 to 1")?;
         Ok(parameters)
     }
 
@@ -51,6 +51,9 @@ impl Method for Poison {
 fn swap(mut dataset: Dataset, parameters: &Parameters, streams: &Streams) -> anyhow::Result<Dataset> {
     if dataset.original_labels.is_some() {
         return Err(Failure::new("the dataset is poisoned already", "poison the dataset that `data/load` wrote").into());
+    }
+    if parameters.ratio == 0.0 {
+        return Ok(dataset);
     }
     let [first, second] = parameters.classes;
     let original = dataset.labels.clone();
@@ -81,6 +84,12 @@ mod tests {
         let changed = |from: u32, to: u32| (0..300).filter(|&row| labels[row] == from && poisoned.labels[row] == to).count();
         assert_eq!((changed(0, 2), changed(2, 0), changed(1, 1)), (25, 25, 100));
         assert_eq!(poisoned.original_labels, Some(labels));
+    }
+
+    #[test]
+    fn no_share_leaves_the_dataset_as_it_is() {
+        let parameters = Parameters { classes: [0, 1], ratio: 0.0 };
+        assert_eq!(swap(dataset(&[0, 0, 1, 1]), &parameters, &Streams::new(1, "test")).unwrap(), dataset(&[0, 0, 1, 1]));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `report/table`: one row a method, with intervals, distance to retraining, seconds and the break-even number of requests; and in words what they say.
+//! `report/table`: one row a method, with intervals, distance to retraining, passes, seconds and the break-even number of requests; and in words what they say.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::lineage::{Lineage, Phases};
+use crate::lineage::{COUNTS, Costs, Counts, Lineage, Phases};
 use crate::rows::{
     APART, ATTACK, BreakEven, EARLIER, FORGOTTEN_CLASSES, Judged, NULL, PHASES, REFERENCE, Row, SCORES, Score, judged, rows,
 };
@@ -25,9 +25,9 @@ pub(crate) struct Parameters {}
 
 impl Method for Table {
     const NAME: &'static str = "table";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const SUMMARY: &'static str =
-        "A table of all methods: scores with intervals, distance to retraining, seconds, break-even, and a verdict in words";
+        "A table of all methods: scores with intervals, distance to retraining, passes, seconds, break-even, and a verdict in words";
     const USES_SEED: bool = false;
     const INPUTS: &'static [Input] = &[Input::many::<Metrics>("metrics")];
     const OUTPUTS: &'static [Output] = &[
@@ -88,12 +88,13 @@ impl<'a> Report<'a> {
         let scores = self.scores();
         let mut heading = vec!["method"];
         heading.extend(scores.iter().map(|score| score.heading));
-        heading.extend(["distance", "null", "once s", "request s", "break-even"]);
+        heading.extend(["distance", "null", "passes", "once s", "request s", "break-even"]);
         let rows = self.rows.iter().map(|row| {
             let mut cells = vec![row.name()];
             cells.extend(scores.iter().map(|score| row.scores.get(score.name).map_or("-".into(), |estimate| shown(*estimate, 100.0))));
             cells.push(row.distance.as_ref().map_or("-".into(), |estimate| shown(*estimate, 1.0)));
             cells.push(row.null.map_or("-".into(), |null| format!("{null:.1}")));
+            cells.push(row.shown_passes().unwrap_or_else(|| "-".into()));
             cells.push(seconds(row.phases.once()));
             cells.push(seconds(row.phases.each_request()));
             cells.push(match row.break_even {
@@ -122,6 +123,12 @@ impl<'a> Report<'a> {
         }
         notes.push(distance + ".");
         notes.push(self.attack());
+        if self.rows.iter().any(|row| row.passes.is_some()) {
+            notes.push(format!(
+                "passes: samples backward for each request, as a share of those of `{REFERENCE}`: counted where networks compute, and the same on any machine. CSV and \
+                 JSON also have samples forward, gradient steps and floating point operations, once and for each request, and the share of parameters that changed."
+            ));
+        }
         if self.rows.iter().any(|row| row.phases.once() > 0.0) {
             notes.push(
                 "once: what does not depend on the request, but for data and the original model. request: what does. break-even: once / (what retraining costs for a \
@@ -237,6 +244,8 @@ impl<'a> Report<'a> {
         heading.push("null_distance".to_owned());
         heading.extend(PHASES.map(|(name, _)| name.to_owned()));
         heading.extend(["once_seconds", "each_request_seconds", "break_even_requests"].map(str::to_owned));
+        heading.extend(["once", "each_request"].into_iter().flat_map(|when| COUNTS.map(|(name, _)| format!("{when}_{name}"))));
+        heading.extend(["changed", "passes_of_retraining"].map(str::to_owned));
         let data = self.lineage.dataset_digests().into_iter().collect::<Vec<_>>().join(" ");
         let three = |estimate: Option<&Estimate>| {
             let interval = estimate.and_then(|estimate| estimate.interval);
@@ -256,6 +265,9 @@ impl<'a> Report<'a> {
                 BreakEven::Requests(requests) => requests,
                 BreakEven::Never => f64::INFINITY,
             })));
+            let counts = |counts: Option<Counts>| (0..COUNTS.len()).map(move |which| number(counts.map(|counts| counts[which])));
+            cells.extend(counts(row.costs.once).chain(counts(row.costs.each_request)));
+            cells.extend([row.costs.changed, row.passes].map(number));
             cells
         });
         TextTable { heading, rows: rows.collect() }.to_csv()
@@ -269,7 +281,7 @@ impl<'a> Report<'a> {
         let rows = self.rows.iter().map(|row| {
             let runs = row.runs.iter().map(|run| {
                 json!({ "seed": run.model.seed, "instance": run.model.instance, "scores": run.metrics.scalars, "absent": run.metrics.absent,
-                        "seconds": seconds_of(run.phases) })
+                        "seconds": seconds_of(run.phases), "cost": cost_of(run.costs) })
             });
             let verdict = Some(row).filter(|row| row.is_contender()).and_then(|row| verdict(self.lineage, row));
             json!({
@@ -280,6 +292,8 @@ impl<'a> Report<'a> {
                 "no_distance_because": row.distance.as_ref().err(),
                 "null_distance": row.null,
                 "seconds": seconds_of(row.phases),
+                "cost": cost_of(row.costs),
+                "passes_of_retraining": row.passes,
                 "break_even_requests": match row.break_even {
                     Some(BreakEven::Requests(requests)) => json!(requests),
                     Some(BreakEven::Never) => json!("never"),
@@ -302,6 +316,12 @@ impl<'a> Report<'a> {
 fn seconds_of(phases: Phases) -> BTreeMap<&'static str, f64> {
     let sums = [("once_seconds", phases.once()), ("each_request_seconds", phases.each_request())];
     PHASES.iter().map(|(name, pick)| (*name, pick(phases))).chain(sums).collect()
+}
+
+/// What was computed once and for each request, where it is known, and the share of parameters that changed.
+fn cost_of(costs: Costs) -> Value {
+    let counts = |counts: Counts| COUNTS.iter().zip(counts).map(|((name, _), count)| (*name, count)).collect::<BTreeMap<_, _>>();
+    json!({ "once": costs.once.map(counts), "each_request": costs.each_request.map(counts), "changed": costs.changed })
 }
 
 /// A value with its interval: `mean ± half` where it is symmetric, else the ends below the mean.
@@ -360,9 +380,19 @@ mod tests {
     fn every_form_has_all_that_makes_a_number_comparable() {
         let Shown { text, markdown, csv, json } = report(&CASES, |_, _| {});
         for shown in [&text, &markdown] {
-            for expected in
-                ["retain %", "distance", "null", "once s", "request s", "break-even", "Pipeline `test`, seeds 1, data dddddddddddd."]
-            {
+            for expected in [
+                "retain %",
+                "distance",
+                "null",
+                "passes",
+                " 10.0 %",
+                " 100 %",
+                " 100 %",
+                "once s",
+                "request s",
+                "break-even",
+                "Pipeline `test`, seeds 1, data dddddddddddd.",
+            ] {
                 assert!(shown.contains(expected), "`{expected}` is not in:\n{shown}");
             }
         }
@@ -370,7 +400,11 @@ mod tests {
         let value = |line: usize, name: &str| cells(line)[cells(0).iter().position(|heading| heading == name).unwrap()].clone();
         assert_eq!(["pipeline", "data", "method", "seeds"].map(|name| value(2, name)), ["test", "dddddddddddd", "modular", "1"]);
         assert_eq!(["forget_accuracy", "once_seconds", "each_request_seconds"].map(|name| value(2, name)), ["0.2", "4.0", "1.5"]);
-        for (name, expected) in [("distance_to_retraining", 12.5), ("null_distance", 1.0), ("break_even_requests", 4.0 / 9.0)] {
+        assert_eq!(["once_backward", "each_request_operations", "changed"].map(|name| value(2, name)), ["40.0", "1000.0", "0.5"]);
+        assert_eq!(["each_request_steps", "changed", "passes_of_retraining"].map(|name| value(1, name)), ["0.0", "", ""]);
+        let expected =
+            [("distance_to_retraining", 12.5), ("null_distance", 1.0), ("break_even_requests", 4.0 / 9.0), ("passes_of_retraining", 0.1)];
+        for (name, expected) in expected {
             assert!((value(2, name).parse::<f64>().unwrap() - expected).abs() < 1e-9, "{name}: {}", value(2, name));
         }
         assert!(
@@ -380,6 +414,9 @@ mod tests {
         let modular = &json["methods"][1];
         assert!(modular["scores"]["forget_accuracy"]["low"].as_f64().unwrap() < 0.2);
         assert!((modular["null_distance"].as_f64().unwrap() - 1.0).abs() < 1e-9);
+        assert_eq!((&modular["passes_of_retraining"], &modular["cost"]["changed"]), (&json!(0.1), &json!(0.5)));
+        let once = json!({ "forward": 120.0, "backward": 40.0, "steps": 4.0, "operations": 4000.0 });
+        assert_eq!((&modular["cost"]["once"], &modular["runs"][0]["cost"]["once"]), (&once, &once));
         assert_eq!(modular["still_rests_on"], json!(["base", "offline"]));
         assert!(modular["verdict"].as_str().unwrap().starts_with("modular: "));
         assert!(json["methods"][0]["verdict"].is_null() && json["methods"][2]["verdict"].is_null());

@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 
-use dcu_artifact::{Dataset, Holdout, Model, SampleId};
+use dcu_artifact::{Dataset, Holdout, Model, Retain, SampleId};
 use dcu_nn::recipe::Recipe;
 use dcu_nn::rng::Streams;
 use dcu_nn::{Network, Samples, model, train};
-use dcu_stage::{Context, Failure, Input, Method, Output, Rejected, Snapshot};
+use dcu_stage::{ChooseDevice, Context, Failure, Input, Method, Output, Rejected, Snapshot};
 use serde::Serialize;
 use serde_json::json;
 
@@ -16,7 +16,10 @@ use crate::recipe::with_training;
 pub(crate) struct Fit;
 
 with_training! {
-    pub(crate) struct Parameters {}
+    pub(crate) struct Parameters {
+        /// Another number gives an independent training with the same seed.
+        replicate: u32 = 1,
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -25,30 +28,46 @@ pub(crate) struct Checked {
     network: Chosen,
     #[serde(flatten)]
     recipe: Recipe,
+    #[serde(skip_serializing_if = "is_first")]
+    replicate: u32,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+fn is_first(replicate: &u32) -> bool {
+    *replicate == 1
 }
 
 impl Method for Fit {
     const NAME: &'static str = "fit";
     const VERSION: u32 = 1;
-    const SUMMARY: &'static str = "Trains a network from scratch";
+    const SUMMARY: &'static str = "Trains a network from scratch, on a dataset or on rows in its place (`retain`)";
     const USES_SEED: bool = true;
-    const INPUTS: &'static [Input] =
-        &[Input::one::<Dataset>("dataset"), Input::optional::<Dataset>("test"), Input::optional::<Holdout>("holdout")];
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
+    const INPUTS: &'static [Input] = &[
+        Input::one::<Dataset>("dataset"),
+        Input::optional::<Retain>("retain"),
+        Input::optional::<Dataset>("test"),
+        Input::optional::<Holdout>("holdout"),
+    ];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Model>("model")];
 
     type Parameters = Parameters;
     type Checked = Checked;
 
     fn check(parameters: Parameters) -> Result<Checked, Rejected> {
-        Ok(Checked { network: parameters.network()?, recipe: parameters.recipe()? })
+        Rejected::unless(parameters.replicate > 0, "replicate", "`replicate` counts from 1")?;
+        Ok(Checked { network: parameters.network()?, recipe: parameters.recipe()?, replicate: parameters.replicate })
     }
 
     fn run(parameters: &Checked, context: &mut Context) -> anyhow::Result<()> {
         let recipe = &parameters.recipe;
         let dataset: Dataset = context.read("dataset")?;
         let architecture = parameters.network.architecture(dataset.image_shape(), dataset.classes())?;
-        let streams = Streams::new(context.seed(), "train/fit");
-        let samples = Samples::of_whole_dataset(&dataset);
+        let streams = Streams::new(context.seed(), "train/fit").replicate(parameters.replicate);
+        let samples = match context.read_optional::<Retain>("retain")? {
+            Some(retain) => Samples::of_retain(&dataset, &retain)?,
+            None => Samples::of_whole_dataset(&dataset),
+        };
         let validation = if recipe.needs_validation() { Some(validation(context, &dataset)?) } else { None };
         let network = Network::initialised(&architecture, &streams)?;
         let mut fit = train::Fit::new(network, recipe.clone(), streams).validated_on(validation);

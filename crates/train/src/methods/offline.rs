@@ -9,7 +9,7 @@ use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
 use dcu_nn::train::{self, Phase, Prepared};
 use dcu_nn::{Network, Part, Samples, Trainable, model};
-use dcu_stage::{Checkpoints, Context, Failure, Input, Method, Output, Progress, Rejected, Snapshot};
+use dcu_stage::{Checkpoints, ChooseDevice, Context, Failure, Input, Method, Output, Progress, Rejected, Snapshot};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -66,6 +66,7 @@ impl Method for Offline {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Prepares a model for modular unlearning, once for all requests";
     const USES_SEED: bool = true;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] =
         &[Input::one::<Dataset>("dataset"), Input::one::<Dataset>("test"), Input::one::<Holdout>("holdout"), Input::one::<Model>("model")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Model>("model")];
@@ -130,7 +131,7 @@ impl Phases<'_> {
         let (mut first, mut done) = (0, 0);
         if let Some(snapshot) = checkpoints.resume() {
             (first, done) = serde_json::from_value(snapshot.position)?;
-            network = Network::from_tensors(network.architecture(), &snapshot.tensors)?;
+            network = network.with_tensors(&snapshot.tensors)?;
         }
         for step in first..2 * iterations {
             let part = if step % 2 == 0 { Part::Final } else { Part::Intermediate };

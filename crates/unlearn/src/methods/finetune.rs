@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::course::check;
-use crate::fit::{cut_short, fit};
+use crate::fit::{Length, fit};
 use crate::frame::{Need, Task, Unlearn, Wires};
 
 pub(crate) struct Finetune;
@@ -18,8 +18,17 @@ pub(crate) struct Finetune;
 pub(crate) struct Parameters {
     /// Passes over the retain set; by default as many as the base model was trained for.
     epochs: Option<usize>,
+    /// Samples backward, as a share of retraining's: whole passes over the retain set, or one over a random part of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    budget: Option<f64>,
     /// The learning rate; by default the base model's.
     lr: Option<f64>,
+}
+
+impl Parameters {
+    fn length(&self) -> Length {
+        Length { epochs: self.epochs, budget: self.budget }
+    }
 }
 
 impl Unlearn for Finetune {
@@ -31,14 +40,14 @@ impl Unlearn for Finetune {
     type Checked = Parameters;
 
     fn check(parameters: Parameters) -> Result<Parameters, Rejected> {
-        parameters.epochs.map_or(Ok(()), |epochs| check::at_least("epochs", 1, epochs))?;
+        parameters.length().check()?;
         parameters.lr.map_or(Ok(()), |lr| check::positive("lr", lr))?;
         Ok(parameters)
     }
 
     fn unlearn(parameters: &Parameters, task: &mut Task) -> anyhow::Result<Network> {
-        let trained_by = model::recipe(&task.model)?;
-        let recipe = Recipe { lr: parameters.lr.unwrap_or(trained_by.lr), ..cut_short(&trained_by, parameters.epochs)? };
-        fit(task.original()?, &recipe, task)
+        let (recipe, share) = parameters.length().of(&model::recipe(&task.model)?, task)?;
+        let recipe = Recipe { lr: parameters.lr.unwrap_or(recipe.lr), ..recipe };
+        fit(task.original()?, (&recipe, share), task)
     }
 }

@@ -1,14 +1,21 @@
 //! One file a method.
 
+pub(crate) mod accelerated;
+pub(crate) mod amnesiac;
+pub(crate) mod bad_teacher;
 pub(crate) mod boundary_expand;
 pub(crate) mod boundary_shrink;
+pub(crate) mod datamodel;
+pub(crate) mod distillation;
 pub(crate) mod finetune;
 pub(crate) mod fisher;
+pub(crate) mod gradient_ascent;
 pub(crate) mod importance;
 pub(crate) mod influence;
 pub(crate) mod jit;
 pub(crate) mod lfssd;
 pub(crate) mod modular;
+pub(crate) mod neggrad;
 pub(crate) mod ntk;
 pub(crate) mod oracle;
 pub(crate) mod prune;
@@ -17,6 +24,7 @@ pub(crate) mod random_label;
 pub(crate) mod retrain;
 pub(crate) mod salun;
 pub(crate) mod scrub;
+pub(crate) mod sparse;
 pub(crate) mod ssd;
 pub(crate) mod top_k;
 pub(crate) mod woodfisher;

@@ -5,8 +5,7 @@ use dcu_stage::Rejected;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::course::check;
-use crate::fit::{cut_short, fit};
+use crate::fit::{Length, fit};
 use crate::frame::{Need, Task, Unlearn, Wires};
 
 pub(crate) struct Retrain;
@@ -19,11 +18,20 @@ pub(crate) struct Parameters {
     /// Passes over the retain set; by default as many as the base model was trained for. Fewer are the control for what is said to be faster than retraining.
     #[serde(skip_serializing_if = "Option::is_none")]
     epochs: Option<usize>,
+    /// Samples backward, as a share of retraining's: whole passes over the retain set, or one over a random part of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    budget: Option<f64>,
+}
+
+impl Parameters {
+    fn length(&self) -> Length {
+        Length { epochs: self.epochs, budget: self.budget }
+    }
 }
 
 impl Default for Parameters {
     fn default() -> Self {
-        Self { replicate: 1, epochs: None }
+        Self { replicate: 1, epochs: None, budget: None }
     }
 }
 
@@ -37,13 +45,13 @@ impl Unlearn for Retrain {
 
     fn check(parameters: Parameters) -> Result<Parameters, Rejected> {
         Rejected::unless(parameters.replicate > 0, "replicate", "`replicate` counts from 1")?;
-        parameters.epochs.map_or(Ok(()), |epochs| check::at_least("epochs", 1, epochs))?;
+        parameters.length().check()?;
         Ok(parameters)
     }
 
     fn unlearn(parameters: &Parameters, task: &mut Task) -> anyhow::Result<Network> {
         task.streams = task.streams.clone().replicate(parameters.replicate);
-        let recipe = cut_short(&model::recipe(&task.model)?, parameters.epochs)?;
-        fit(task.fresh()?, &recipe, task)
+        let (recipe, share) = parameters.length().of(&model::recipe(&task.model)?, task)?;
+        fit(task.fresh()?, (&recipe, share), task)
     }
 }

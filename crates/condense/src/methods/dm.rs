@@ -1,0 +1,127 @@
+//! `condense/dm`: images whose mean feature is that of their bucket's, in networks with random weights that are new in each step (distribution matching, Zhao and Bilen, arXiv
+//! 2110.04181). With `tiles` several small images share one (after IDC, arXiv 2205.14959).
+//!
+//! The networks never saw the data: what an image shows comes from its bucket alone.
+
+use candle_core::{Device, Tensor};
+use dcu_artifact::{Buckets, Condensed, Dataset};
+use dcu_nn::optimiser::{Optimiser, Rule};
+use dcu_nn::rng::Streams;
+use dcu_nn::{Architecture, Family, Network, Samples};
+use dcu_stage::{Context, Input, Method, Output, Rejected, Snapshot};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::synthetic::{Canvas, Siamese};
+
+pub(crate) struct Dm;
+
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Parameters {
+    /// Images of each bucket. For images of each class take buckets of `k: 1`.
+    images: usize,
+    /// Along each side of an image, so many small ones lie beside one another, which are enlarged before they are used.
+    tiles: usize,
+    /// Steps, each with another network.
+    steps: usize,
+    /// The learning rate of the pixels.
+    lr: f64,
+    /// Real samples of each bucket that a step takes.
+    batch: usize,
+    /// The channels of the ConvNet-3.
+    widths: Vec<usize>,
+    /// Whether all images of a step are changed in the same random way.
+    augment: bool,
+}
+
+impl Default for Parameters {
+    fn default() -> Self {
+        Self { images: 1, tiles: 1, steps: 1000, lr: 1.0, batch: 64, widths: vec![128, 128, 128], augment: true }
+    }
+}
+
+impl Method for Dm {
+    const NAME: &'static str = "dm";
+    const VERSION: u32 = 1;
+    const SUMMARY: &'static str = "Condenses each bucket to images whose mean feature in random networks is that of the bucket";
+    const USES_SEED: bool = true;
+    const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Buckets>("buckets")];
+    const OUTPUTS: &'static [Output] = &[Output::artifact::<Condensed>("condensed")];
+
+    type Parameters = Parameters;
+    type Checked = Parameters;
+
+    fn check(parameters: Parameters) -> Result<Parameters, Rejected> {
+        for (name, value) in [("images", parameters.images), ("tiles", parameters.tiles), ("batch", parameters.batch)] {
+            Rejected::unless(value > 0, name, format!("`{name}` must be at least 1"))?;
+        }
+        Rejected::unless(parameters.lr > 0.0 && parameters.lr.is_finite(), "lr", "`lr` must be positive")?;
+        let fits = parameters.widths.len() == 3 && !parameters.widths.contains(&0);
+        Rejected::unless(fits, "widths", "`widths` are three positive numbers, those of a ConvNet-3")?;
+        Ok(parameters)
+    }
+
+    fn run(parameters: &Parameters, context: &mut Context) -> anyhow::Result<()> {
+        let (dataset, buckets): (Dataset, Buckets) = (context.read("dataset")?, context.read("buckets")?);
+        let streams = Streams::new(context.seed(), "condense/dm");
+        let canvas = Canvas::drawn(&dataset, &buckets, parameters.images, parameters.tiles, &streams)?;
+        let (samples, rule) = (Samples::of_whole_dataset(&dataset), Rule::Sgd { momentum: 0.5, weight_decay: 0.0 });
+        let (mut optimiser, mut first, mut checkpoints) = (Optimiser::new(rule), 0, context.checkpoints());
+        if let Some(Snapshot { position, mut tensors }) = checkpoints.resume() {
+            first = serde_json::from_value(position)?;
+            let moments = tensors.split_off("images@");
+            canvas.restore(&tensors)?;
+            optimiser = Optimiser::from_tensors(rule, &moments)?;
+        }
+        let published = Architecture::of_family(Family::Convnet3, dataset.image_shape(), dataset.classes());
+        let architecture = Architecture { widths: parameters.widths.clone(), ..published };
+        let [_, height, width] = dataset.image_shape();
+        context.progress().phase("matching");
+        for step in first..parameters.steps {
+            let network = Network::initialised(&architecture, &streams.clone().replicate(u32::try_from(step + 1)?))?;
+            let change = if parameters.augment {
+                Siamese::drawn(&mut streams.indexed("change", step as u64), [height, width])
+            } else {
+                Siamese::None
+            };
+            let mut draws = streams.indexed("real", step as u64);
+            let targets = real_means(&network, &samples, &canvas, parameters.batch, change, &mut draws)?;
+            let (images, _) = canvas.decoded(0..canvas.buckets())?;
+            let features = network.features(&change.apply(&images)?)?;
+            let (count, width) = features.dims2()?;
+            let means = features.reshape((canvas.buckets(), count / canvas.buckets(), width))?.mean(1)?;
+            let loss = (means - targets)?.sqr()?.sum_all()?;
+            let gradient = loss.backward()?.remove(canvas.pixels());
+            canvas.step(gradient, f64::from(loss.to_scalar::<f32>()?), &mut optimiser, parameters.lr)?;
+            context.progress().step("steps", step + 1, parameters.steps);
+            checkpoints.offer(|| {
+                let mut tensors = canvas.to_tensors()?;
+                tensors.extend(optimiser.to_tensors());
+                Ok(Snapshot { position: json!(step + 1), tensors })
+            })?;
+        }
+        context.write("condensed", &canvas.finish(&dataset, Self::NAME)?)
+    }
+}
+
+/// The mean feature of random members of each bucket, [B, D].
+fn real_means(
+    network: &Network,
+    samples: &Samples,
+    canvas: &Canvas,
+    batch: usize,
+    change: Siamese,
+    draws: &mut dcu_nn::rng::Stream,
+) -> candle_core::Result<Tensor> {
+    let mut means: Vec<f32> = Vec::new();
+    for bucket in 0..canvas.buckets() {
+        let members = canvas.members(bucket);
+        let rows: Vec<usize> = draws.permutation(members.len()).into_iter().take(batch).map(|place| members[place]).collect();
+        let features = network.features(&change.apply(&samples.batch(&rows)?.0)?)?;
+        means.extend(features.mean(0)?.to_vec1::<f32>()?);
+    }
+    let width = means.len() / canvas.buckets();
+    Tensor::from_vec(means, (canvas.buckets(), width), &Device::Cpu)
+}

@@ -1,0 +1,291 @@
+//! `condense/gm`: images that give the gradients of a network's weights that their bucket gives (gradient matching, Zhao et al., arXiv 2006.05929; with the changes to all images of
+//! arXiv 2102.08259).
+//!
+//! What the distance of two gradients says of the pixels is a product with the mixed second derivatives of the loss. It is taken as the difference of the gradients of the pixels at
+//! weights on both sides, so that first derivatives are enough. The networks begin with random weights and see condensed images alone: what an image shows comes from its
+//! bucket.
+
+use candle_core::{Tensor, Var};
+use dcu_artifact::{Buckets, Condensed, Dataset};
+use dcu_nn::optimiser::{Optimiser, Rule};
+use dcu_nn::rng::Streams;
+use dcu_nn::{Architecture, Family, Gradients, Network, Samples, Trainable, ops};
+use dcu_stage::{Context, Input, Method, Output, Rejected, Snapshot};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::synthetic::{Canvas, Siamese};
+
+pub(crate) struct Gm;
+
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Parameters {
+    /// Images of each bucket. For images of each class take buckets of `k: 1`.
+    images: usize,
+    /// Along each side of an image, so many small ones lie beside one another, which are enlarged before they are used.
+    tiles: usize,
+    /// Networks, each of which starts anew.
+    networks: usize,
+    /// Steps of the pixels with each network; published: 1 for one image of each class, 10 for ten, 50 for fifty.
+    outer: usize,
+    /// Epochs that the network learns from the condensed images between two of them; published: 1, 50 and 10.
+    inner: usize,
+    /// The learning rate of the pixels.
+    lr: f64,
+    /// The learning rate of the network.
+    network_lr: f64,
+    /// Real samples of each bucket that a step takes.
+    batch: usize,
+    /// The channels of the ConvNet-3.
+    widths: Vec<usize>,
+    /// Whether all images of a step are changed in the same random way.
+    augment: bool,
+}
+
+impl Default for Parameters {
+    fn default() -> Self {
+        Self {
+            images: 1,
+            tiles: 1,
+            networks: 300,
+            outer: 1,
+            inner: 1,
+            lr: 0.1,
+            network_lr: 0.01,
+            batch: 64,
+            widths: vec![128, 128, 128],
+            augment: true,
+        }
+    }
+}
+
+impl Method for Gm {
+    const NAME: &'static str = "gm";
+    const VERSION: u32 = 1;
+    const SUMMARY: &'static str = "Condenses each bucket to images that give the gradients that the bucket gives";
+    const USES_SEED: bool = true;
+    const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Buckets>("buckets")];
+    const OUTPUTS: &'static [Output] = &[Output::artifact::<Condensed>("condensed")];
+
+    type Parameters = Parameters;
+    type Checked = Parameters;
+
+    fn check(parameters: Parameters) -> Result<Parameters, Rejected> {
+        let counts = [
+            ("images", parameters.images),
+            ("tiles", parameters.tiles),
+            ("networks", parameters.networks),
+            ("outer", parameters.outer),
+            ("batch", parameters.batch),
+        ];
+        for (name, value) in counts {
+            Rejected::unless(value > 0, name, format!("`{name}` must be at least 1"))?;
+        }
+        for (name, value) in [("lr", parameters.lr), ("network_lr", parameters.network_lr)] {
+            Rejected::unless(value > 0.0 && value.is_finite(), name, format!("`{name}` must be positive"))?;
+        }
+        let fits = parameters.widths.len() == 3 && !parameters.widths.contains(&0);
+        Rejected::unless(fits, "widths", "`widths` are three positive numbers, those of a ConvNet-3")?;
+        Ok(parameters)
+    }
+
+    fn run(parameters: &Parameters, context: &mut Context) -> anyhow::Result<()> {
+        let (dataset, buckets): (Dataset, Buckets) = (context.read("dataset")?, context.read("buckets")?);
+        let streams = Streams::new(context.seed(), "condense/gm");
+        let canvas = Canvas::drawn(&dataset, &buckets, parameters.images, parameters.tiles, &streams)?;
+        let (samples, rule) = (Samples::of_whole_dataset(&dataset), Rule::Sgd { momentum: 0.5, weight_decay: 0.0 });
+        let (mut optimiser, mut first, mut checkpoints) = (Optimiser::new(rule), 0, context.checkpoints());
+        if let Some(Snapshot { position, mut tensors }) = checkpoints.resume() {
+            first = serde_json::from_value(position)?;
+            let moments = tensors.split_off("images@");
+            canvas.restore(&tensors)?;
+            optimiser = Optimiser::from_tensors(rule, &moments)?;
+        }
+        let published = Architecture::of_family(Family::Convnet3, dataset.image_shape(), dataset.classes());
+        let architecture = Architecture { widths: parameters.widths.clone(), ..published };
+        let [_, height, width] = dataset.image_shape();
+        context.progress().phase("matching");
+        for start in first..parameters.networks {
+            let mut network = Network::initialised(&architecture, &streams.clone().replicate(u32::try_from(start + 1)?))?;
+            let mut learner = Optimiser::new(Rule::Sgd { momentum: 0.5, weight_decay: 0.0 });
+            for outer in 0..parameters.outer {
+                let index = (start * parameters.outer + outer) as u64;
+                let mut draws = streams.indexed("real", index);
+                let (mut sum, mut total) = (canvas.pixels().zeros_like()?, 0.0);
+                for bucket in 0..canvas.buckets() {
+                    let change = if parameters.augment { Siamese::drawn(&mut draws, [height, width]) } else { Siamese::None };
+                    let members = canvas.members(bucket);
+                    let rows = draws.permutation(members.len()).into_iter().take(parameters.batch);
+                    let (images, labels) = samples.batch(&rows.map(|place| members[place]).collect::<Vec<_>>())?;
+                    let (gradient, distance) = matched(&mut network, &canvas, bucket, (&images, &labels), change)?;
+                    sum = (sum + gradient)?;
+                    total += distance;
+                }
+                canvas.step(Some(sum), total, &mut optimiser, parameters.lr)?;
+                if outer + 1 < parameters.outer {
+                    learn(&network, &canvas, parameters, &mut learner)?;
+                }
+            }
+            context.progress().step("networks", start + 1, parameters.networks);
+            checkpoints.offer(|| {
+                let mut tensors = canvas.to_tensors()?;
+                tensors.extend(optimiser.to_tensors());
+                Ok(Snapshot { position: json!(start + 1), tensors })
+            })?;
+        }
+        context.write("condensed", &canvas.finish(&dataset, Self::NAME)?)
+    }
+}
+
+/// What the distance between the gradients of a bucket's images and of real ones says of the pixels, and the distance.
+fn matched(
+    network: &mut Network,
+    canvas: &Canvas,
+    bucket: usize,
+    (images, labels): (&Tensor, &[u32]),
+    change: Siamese,
+) -> candle_core::Result<(Tensor, f64)> {
+    let trainable = Trainable::all(network.graph());
+    let loss = |network: &Network| {
+        let (images, labels) = canvas.decoded(bucket..bucket + 1)?;
+        ops::cross_entropy(&network.judge(&change.apply(&images)?, &trainable)?, &labels)
+    };
+    let wanted = network.backward(&ops::cross_entropy(&network.judge(&change.apply(images)?, &trainable)?, labels)?, &trainable)?;
+    let own = network.backward(&loss(network)?, &trainable)?;
+    let (distance, direction) = distance(&own, &wanted)?;
+    let before: Gradients = network
+        .parameters(&trainable)
+        .into_iter()
+        .map(|(name, value)| Ok((name.to_owned(), value.as_detached_tensor().copy()?)))
+        .collect::<candle_core::Result<_>>()?;
+    let norm = direction.norm()?;
+    if norm == 0.0 {
+        return Ok((canvas.pixels().zeros_like()?, distance));
+    }
+    let move_by = MOVE / norm;
+    let mut sides = Vec::new();
+    for sign in [1.0, -1.0] {
+        network.set(&before.plus(sign * move_by, &direction)?)?;
+        let gradient = loss(network)?.backward()?.remove(canvas.pixels());
+        sides.push(gradient.ok_or_else(|| candle_core::Error::msg("the loss does not depend on the images"))?);
+    }
+    network.set(&before)?;
+    Ok((((&sides[0] - &sides[1])? / (2.0 * move_by))?, distance))
+}
+
+/// How far weights are moved for a difference of gradients, of the norm of all of them.
+const MOVE: f64 = 1e-2;
+/// Added to norms, which may be 0.
+const EPSILON: f64 = 1e-6;
+
+/// The sum over outputs of one minus the cosine between the gradients of the weights that lead there, and its slope by `own`; biases and normalisation do not count.
+fn distance(own: &Gradients, wanted: &Gradients) -> candle_core::Result<(f64, Gradients)> {
+    let variables: Vec<(String, Var)> =
+        own.iter().map(|(name, tensor)| Ok((name.to_owned(), Var::from_tensor(tensor)?))).collect::<candle_core::Result<_>>()?;
+    let mut sum: Option<Tensor> = None;
+    for (name, own) in variables.iter().filter(|(_, own)| own.rank() > 1) {
+        let (own, wanted) = (own.flatten_from(1)?, wanted.get(name).expect("of the same network").flatten_from(1)?);
+        let norm = |rows: &Tensor| rows.sqr()?.sum(1)?.sqrt();
+        let product = (&own * &wanted)?.sum(1)?;
+        let cosine = (product / ((norm(&own)? * norm(&wanted)?)? + EPSILON)?)?;
+        let part = cosine.affine(-1.0, 1.0)?.sum_all()?;
+        sum = Some(match sum {
+            Some(sum) => (sum + part)?,
+            None => part,
+        });
+    }
+    let sum = sum.ok_or_else(|| candle_core::Error::msg("the network has no weights"))?;
+    let mut slopes = sum.backward()?;
+    let slope = |(name, own): &(String, Var)| match slopes.remove(own) {
+        Some(slope) => Ok((name.clone(), slope)),
+        None => Ok((name.clone(), own.zeros_like()?)),
+    };
+    let direction: Gradients = variables.iter().map(slope).collect::<candle_core::Result<_>>()?;
+    Ok((f64::from(sum.to_scalar::<f32>()?), direction))
+}
+
+/// So many epochs of the network on the condensed images, all at once.
+fn learn(network: &Network, canvas: &Canvas, parameters: &Parameters, learner: &mut Optimiser) -> candle_core::Result<()> {
+    let trainable = Trainable::all(network.graph());
+    let (images, labels) = canvas.decoded(0..canvas.buckets())?;
+    let images = images.detach();
+    for _ in 0..parameters.inner {
+        let loss = ops::cross_entropy(&network.judge(&images, &trainable)?, &labels)?;
+        learner.step(&network.parameters(&trainable), &network.backward(&loss, &trainable)?, parameters.network_lr)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    fn of(values: &[f32]) -> Gradients {
+        let weight = Tensor::from_slice(values, (2, 2), &Device::Cpu).unwrap();
+        [("weight".to_owned(), weight), ("bias".to_owned(), Tensor::new(&[1.0_f32, 2.0], &Device::Cpu).unwrap())].into_iter().collect()
+    }
+
+    #[test]
+    fn the_distance_is_that_of_directions_output_by_output() {
+        let far = |own: &[f32], wanted: &[f32]| distance(&of(own), &of(wanted)).unwrap().0;
+        assert!(far(&[1.0, 2.0, 3.0, 4.0], &[10.0, 20.0, 0.3, 0.4]).abs() < 1e-5);
+        // A right angle, and opposite directions.
+        assert!((far(&[1.0, 0.0, 1.0, 1.0], &[0.0, 1.0, -1.0, -1.0]) - 3.0).abs() < 1e-5);
+        let (_, slope) = distance(&of(&[1.0, 0.0, 1.0, 1.0]), &of(&[0.0, 1.0, 1.0, 1.0])).unwrap();
+        let rows = slope.get("weight").unwrap().to_vec2::<f32>().unwrap();
+        assert!(rows[0][1] < -0.9 && rows[1].iter().all(|value| value.abs() < 1e-5), "{rows:?}");
+        assert_eq!(slope.get("bias").unwrap().to_vec1::<f32>().unwrap(), [0.0; 2]);
+    }
+
+    /// The difference of gradients is the slope of the distance by a pixel.
+    #[test]
+    fn the_pixels_move_as_the_distance_says() {
+        use dcu_artifact::{Array, DatasetFacts, Normalisation};
+        let facts = DatasetFacts {
+            source: "test".into(),
+            class_names: vec!["a".into(), "b".into()],
+            normalisation: Normalisation { mean: vec![0.5], std: vec![0.25] },
+            names: None,
+        };
+        let pixels = (0..4 * 64).map(|value| (value * 89 % 256) as u8).collect();
+        let dataset = Dataset {
+            images: Array::new(vec![4, 1, 8, 8], pixels),
+            labels: vec![0, 0, 1, 1],
+            original_labels: None,
+            ids: (0..4).collect(),
+            facts,
+        };
+        let buckets = Buckets {
+            ids: dataset.ids.clone(),
+            bucket: vec![0, 0, 1, 1],
+            class: vec![0, 1],
+            centroids: Array::new(vec![2, 1], vec![0.0; 2]),
+            k: 1,
+        };
+        let streams = Streams::new(1, "test");
+        let canvas = Canvas::drawn(&dataset, &buckets, 1, 1, &streams).unwrap();
+        let architecture = Architecture { widths: vec![4, 4, 4], ..Architecture::of_family(Family::Convnet3, [1, 8, 8], 2) };
+        let mut network = Network::initialised(&architecture, &streams).unwrap();
+        let samples = Samples::of_whole_dataset(&dataset);
+        let (images, labels) = samples.batch(&[2, 3]).unwrap();
+        let mut at = |_: ()| matched(&mut network, &canvas, 0, (&images, &labels), Siamese::None).unwrap();
+        let (gradient, _) = at(());
+        let gradient = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let before = canvas.pixels().as_detached_tensor().copy().unwrap();
+        let norm = gradient.iter().map(|value| value * value).sum::<f32>().sqrt();
+        assert!(norm > 0.0 && gradient[64..].iter().all(|&value| value == 0.0), "only the bucket's own image");
+        let by = 2e-2_f64;
+        let direction = Tensor::from_vec(gradient.clone(), before.dims(), &Device::Cpu).unwrap();
+        let mut sides = Vec::new();
+        for sign in [1.0, -1.0] {
+            canvas.pixels().set(&(&before + (&direction * (sign * by / f64::from(norm))).unwrap()).unwrap()).unwrap();
+            sides.push(at(()).1);
+        }
+        let found = (sides[0] - sides[1]) / (2.0 * by);
+        assert!((found - f64::from(norm)).abs() < 0.1 * f64::from(norm), "{found} {norm}");
+    }
+}

@@ -1,0 +1,237 @@
+//! `condense/mtt`: images on which a network goes the way that others went on all of the data (matching training trajectories, Cazenave et al., arXiv 2203.11932), at a small size: few experts, short ways,
+//! no whitening, one rate for the student.
+//!
+//! The slope goes back through the student's steps by products with second derivatives of its loss, which are taken as differences of gradients. The experts saw all of the data: the reach is
+//! `global`.
+
+use candle_core::Tensor;
+use dcu_artifact::{Buckets, Condensed, Dataset, Reach};
+use dcu_nn::network::backward_to;
+use dcu_nn::optimiser::{Optimiser, Rule};
+use dcu_nn::recipe::{OptimiserName, Recipe};
+use dcu_nn::rng::Streams;
+use dcu_nn::train::Fit;
+use dcu_nn::{Architecture, Family, Gradients, Network, Samples, Trainable, ops};
+use dcu_stage::{Context, Input, Method, Output, Rejected};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::synthetic::Canvas;
+
+pub(crate) struct Mtt;
+
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Parameters {
+    /// Images of each bucket. For images of each class take buckets of `k: 1`.
+    images: usize,
+    /// Networks that are trained on all of the data first.
+    experts: usize,
+    /// Their epochs, after each of which they are remembered.
+    expert_epochs: usize,
+    /// How many epochs of an expert a student is to make up.
+    span: usize,
+    /// How many steps it has for that, each on all condensed images.
+    student_steps: usize,
+    /// The learning rate of students and experts.
+    student_lr: f64,
+    /// Steps of the pixels.
+    steps: usize,
+    /// The learning rate of the pixels.
+    lr: f64,
+    /// The channels of the ConvNet-3.
+    widths: Vec<usize>,
+}
+
+impl Default for Parameters {
+    fn default() -> Self {
+        Self {
+            images: 1,
+            experts: 2,
+            expert_epochs: 8,
+            span: 2,
+            student_steps: 10,
+            student_lr: 0.01,
+            steps: 200,
+            lr: 100.0,
+            widths: vec![128, 128, 128],
+        }
+    }
+}
+
+impl Method for Mtt {
+    const NAME: &'static str = "mtt";
+    const VERSION: u32 = 1;
+    const SUMMARY: &'static str = "Condenses to images on which a network goes the way that others went on all of the data";
+    const USES_SEED: bool = true;
+    const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Buckets>("buckets")];
+    const OUTPUTS: &'static [Output] = &[Output::artifact::<Condensed>("condensed")];
+
+    type Parameters = Parameters;
+    type Checked = Parameters;
+
+    fn check(parameters: Parameters) -> Result<Parameters, Rejected> {
+        let counts = [
+            ("images", parameters.images),
+            ("experts", parameters.experts),
+            ("span", parameters.span),
+            ("student_steps", parameters.student_steps),
+        ];
+        for (name, value) in counts {
+            Rejected::unless(value > 0, name, format!("`{name}` must be at least 1"))?;
+        }
+        let fits = parameters.expert_epochs >= parameters.span;
+        Rejected::unless(fits, "expert_epochs", "`expert_epochs` must be at least `span`")?;
+        for (name, value) in [("lr", parameters.lr), ("student_lr", parameters.student_lr)] {
+            Rejected::unless(value > 0.0 && value.is_finite(), name, format!("`{name}` must be positive"))?;
+        }
+        let fits = parameters.widths.len() == 3 && !parameters.widths.contains(&0);
+        Rejected::unless(fits, "widths", "`widths` are three positive numbers, those of a ConvNet-3")?;
+        Ok(parameters)
+    }
+
+    fn run(parameters: &Parameters, context: &mut Context) -> anyhow::Result<()> {
+        let (dataset, buckets): (Dataset, Buckets) = (context.read("dataset")?, context.read("buckets")?);
+        let streams = Streams::new(context.seed(), "condense/mtt");
+        let canvas = Canvas::drawn(&dataset, &buckets, parameters.images, 1, &streams)?;
+        let published = Architecture::of_family(Family::Convnet3, dataset.image_shape(), dataset.classes());
+        let architecture = Architecture { widths: parameters.widths.clone(), ..published };
+        context.progress().phase("experts");
+        let samples = Samples::of_whole_dataset(&dataset);
+        let mut ways = Vec::new();
+        for expert in 0..parameters.experts {
+            let streams = streams.clone().replicate(u32::try_from(expert + 1)?);
+            ways.push(way(&architecture, &samples, parameters, streams)?);
+            context.progress().step("experts", expert + 1, parameters.experts);
+        }
+        let mut network = Network::initialised(&architecture, &streams)?;
+        let mut optimiser = Optimiser::new(Rule::Sgd { momentum: 0.5, weight_decay: 0.0 });
+        context.progress().phase("matching");
+        for step in 0..parameters.steps {
+            let mut stream = streams.indexed("start", step as u64);
+            let way = &ways[stream.below(ways.len())];
+            let from = stream.below(way.len() - parameters.span);
+            let steps = (parameters.student_steps, parameters.student_lr);
+            let (gradient, distance) = matched(&mut network, &canvas, &way[from], &way[from + parameters.span], steps)?;
+            canvas.step(Some(gradient), distance, &mut optimiser, parameters.lr)?;
+            context.progress().step("steps", step + 1, parameters.steps);
+        }
+        let mut condensed = canvas.finish(&dataset, Self::NAME)?;
+        condensed.facts.reach = Reach::Global;
+        context.write("condensed", &condensed)
+    }
+}
+
+/// The weights of a network in training on all of the data, before it and after each epoch.
+fn way(architecture: &Architecture, samples: &Samples, parameters: &Parameters, streams: Streams) -> anyhow::Result<Vec<Gradients>> {
+    let recipe = Recipe {
+        epochs: parameters.expert_epochs,
+        batch: 256,
+        lr: parameters.student_lr,
+        optimiser: OptimiserName::Sgd,
+        momentum: 0.0,
+        ..Recipe::default()
+    };
+    let mut fit = Fit::new(Network::initialised(architecture, &streams)?, recipe, streams);
+    let mut way = vec![weights(fit.network())?];
+    while fit.next_epoch(samples)?.is_some() {
+        way.push(weights(fit.network())?);
+    }
+    Ok(way)
+}
+
+fn weights(network: &Network) -> candle_core::Result<Gradients> {
+    let parameters = network.parameters(&Trainable::all(network.graph()));
+    parameters.into_iter().map(|(name, value)| Ok((name.to_owned(), value.as_detached_tensor().copy()?))).collect()
+}
+
+/// What the distance between where a student ends that starts at `from`, and `to`, says of the pixels, and the distance, as a share of that between `from` and `to`.
+fn matched(
+    network: &mut Network,
+    canvas: &Canvas,
+    from: &Gradients,
+    to: &Gradients,
+    (steps, rate): (usize, f64),
+) -> candle_core::Result<(Tensor, f64)> {
+    let trainable = Trainable::all(network.graph());
+    // The gradients of the student's loss by its weights and by the pixels, at some weights.
+    let mut slopes = |at: &Gradients| {
+        network.set(at)?;
+        let (images, labels) = canvas.decoded(0..canvas.buckets())?;
+        let loss = ops::cross_entropy(&network.judge(&images, &trainable)?, &labels)?;
+        let (mut gradients, mut pixels) = backward_to(&loss, &[(network, &trainable)], &[canvas.pixels()])?;
+        Ok::<_, candle_core::Error>((gradients.swap_remove(0), pixels.swap_remove(0)))
+    };
+    let mut passed = vec![from.clone()];
+    for step in 0..steps {
+        let next = passed[step].plus(-rate, &slopes(&passed[step])?.0)?;
+        passed.push(next);
+    }
+    let (missing, whole) = (passed[steps].plus(-1.0, to)?, from.plus(-1.0, to)?.norm()?.powi(2));
+    let distance = missing.norm()?.powi(2) / whole;
+    let mut slope = missing.scaled(2.0 / whole)?;
+    let mut pixels = canvas.pixels().zeros_like()?;
+    for at in passed[..steps].iter().rev() {
+        let norm = slope.norm()?;
+        if norm == 0.0 {
+            break;
+        }
+        let by = MOVE / norm;
+        let ((more, more_pixels), (less, less_pixels)) = (slopes(&at.plus(by, &slope)?)?, slopes(&at.plus(-by, &slope)?)?);
+        let factor = -rate / (2.0 * by);
+        pixels = (pixels + ((more_pixels - less_pixels)? * factor)?)?;
+        slope = slope.plus(factor, &more.plus(-1.0, &less)?)?;
+    }
+    Ok((pixels, distance))
+}
+
+/// How far weights are moved for a difference of gradients, of the norm of all of them.
+const MOVE: f64 = 1e-2;
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use dcu_artifact::{Array, DatasetFacts, Normalisation};
+
+    use super::*;
+
+    #[test]
+    fn the_pixels_move_as_the_distance_says() {
+        let facts = DatasetFacts {
+            source: "test".into(),
+            class_names: vec!["a".into(), "b".into()],
+            normalisation: Normalisation { mean: vec![0.5], std: vec![0.25] },
+            names: None,
+        };
+        let pixels = (0..4 * 64).map(|value| (value * 89 % 256) as u8).collect();
+        let images = Array::new(vec![4, 1, 8, 8], pixels);
+        let dataset = Dataset { images, labels: vec![0, 0, 1, 1], original_labels: None, ids: (0..4).collect(), facts };
+        let buckets = Buckets {
+            ids: dataset.ids.clone(),
+            bucket: vec![0, 0, 1, 1],
+            class: vec![0, 1],
+            centroids: Array::new(vec![2, 1], vec![0.0; 2]),
+            k: 1,
+        };
+        let streams = Streams::new(1, "test");
+        let canvas = Canvas::drawn(&dataset, &buckets, 1, 1, &streams).unwrap();
+        let architecture = Architecture { widths: vec![4, 4, 4], ..Architecture::of_family(Family::Convnet3, [1, 8, 8], 2) };
+        let parameters = Parameters { expert_epochs: 3, student_lr: 0.1, ..Parameters::default() };
+        let way = way(&architecture, &Samples::of_whole_dataset(&dataset), &parameters, streams.clone()).unwrap();
+        assert_eq!(way.len(), 4);
+        let mut network = Network::initialised(&architecture, &streams).unwrap();
+        let mut at = || matched(&mut network, &canvas, &way[0], &way[3], (3, 0.1)).unwrap();
+        let gradient = at().0.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let norm = f64::from(gradient.iter().map(|value| value * value).sum::<f32>().sqrt());
+        let before = canvas.pixels().as_detached_tensor().copy().unwrap();
+        let direction = Tensor::from_vec(gradient, before.dims(), &Device::Cpu).unwrap();
+        let by = 2e-2_f64;
+        let mut sides = Vec::new();
+        for sign in [1.0, -1.0] {
+            canvas.pixels().set(&(&before + (&direction * (sign * by / norm)).unwrap()).unwrap()).unwrap();
+            sides.push(at().1);
+        }
+        let found = (sides[0] - sides[1]) / (2.0 * by);
+        assert!(norm > 0.0 && (found - norm).abs() < 0.1 * norm, "{found} {norm}");
+    }
+}

@@ -1,0 +1,339 @@
+//! Images that are learned pixel by pixel, several for each bucket, and what is done to them on the way: decoding of small images that share one, and augmentation that
+//! the real images get too.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Result, Tensor, Var, bail};
+use dcu_artifact::{Array, Buckets, Condensed, CondensedFacts, Dataset, Members, Reach, Tensor as Stored};
+use dcu_nn::rng::{Stream, Streams};
+use dcu_nn::{Gradients, Samples, optimiser::Optimiser};
+use dcu_stage::Failure;
+
+/// The images of all buckets, in the order of the buckets, and the samples that they stand for.
+pub(crate) struct Canvas {
+    images: Var,
+    /// Images of each bucket.
+    each: usize,
+    /// Along each side of an image, so many small ones lie beside one another.
+    tiles: usize,
+    members: Vec<Vec<usize>>,
+    class: Vec<u32>,
+    classes: usize,
+}
+
+impl Canvas {
+    /// Images that begin as members of their buckets, drawn at random; where an image holds several, as so many members made smaller.
+    ///
+    /// # Errors
+    /// When the buckets are of another dataset, or the tiles do not fit an image.
+    pub(crate) fn drawn(dataset: &Dataset, buckets: &Buckets, each: usize, tiles: usize, streams: &Streams) -> anyhow::Result<Self> {
+        if buckets.ids != dataset.ids {
+            let remedy = "make buckets and condensed images from the same dataset";
+            return Err(Failure::new("the buckets divide another dataset", remedy).into());
+        }
+        let [channels, height, width] = dataset.image_shape();
+        if height < tiles || width < tiles {
+            let remedy = "give fewer `tiles`";
+            return Err(Failure::new(format!("{tiles} x {tiles} images do not fit into {height} x {width} pixels"), remedy).into());
+        }
+        let (members, samples) = (buckets.members(), Samples::of_whole_dataset(dataset));
+        let mut values = Vec::new();
+        for (bucket, rows) in members.iter().enumerate() {
+            let mut order = streams.indexed("start", bucket as u64).permutation(rows.len()).into_iter().cycle();
+            for _ in 0..each {
+                let chosen: Vec<usize> = order.by_ref().take(tiles * tiles).map(|place| rows[place]).collect();
+                let images: Vec<Vec<f32>> = chosen.iter().map(|&row| samples.values(&[row])).collect();
+                values.extend(tiled(&images, [channels, height, width], tiles));
+            }
+        }
+        let shape = (members.len() * each, channels, height, width);
+        let images = Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu)?)?;
+        Ok(Self { images, each, tiles, members, class: buckets.class.clone(), classes: dataset.classes() })
+    }
+
+    /// Goes on from the pixels of a snapshot.
+    ///
+    /// # Errors
+    /// When these are none, or of other images.
+    pub(crate) fn restore(&self, tensors: &BTreeMap<String, Stored>) -> Result<()> {
+        match tensors.get("images") {
+            Some(Stored::F32(array)) if array.shape == self.images.dims() => {
+                self.images.set(&Tensor::from_slice(&array.data, array.shape.as_slice(), &Device::Cpu)?)
+            }
+            _ => bail!("the checkpoint is of other images; delete it"),
+        }
+    }
+
+    /// The pixels, for a snapshot.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub(crate) fn to_tensors(&self) -> Result<BTreeMap<String, Stored>> {
+        let values = self.images.as_detached_tensor().flatten_all()?.to_vec1()?;
+        Ok(BTreeMap::from([("images".to_owned(), Stored::F32(Array::new(self.images.dims().to_vec(), values)))]))
+    }
+
+    /// The number of buckets.
+    pub(crate) fn buckets(&self) -> usize {
+        self.members.len()
+    }
+
+    /// The rows of the dataset in a bucket.
+    pub(crate) fn members(&self, bucket: usize) -> &[usize] {
+        &self.members[bucket]
+    }
+
+    /// The images of some buckets in a row as networks take them, of each bucket all one after the other, and the class of each.
+    ///
+    /// # Errors
+    /// When there are no such buckets.
+    pub(crate) fn decoded(&self, buckets: std::ops::Range<usize>) -> Result<(Tensor, Vec<u32>)> {
+        let images = self.images.narrow(0, buckets.start * self.each, buckets.len() * self.each)?;
+        let of_each = self.each * self.tiles * self.tiles;
+        let labels = buckets.flat_map(|bucket| std::iter::repeat_n(self.class[bucket], of_each)).collect();
+        if self.tiles == 1 {
+            return Ok((images, labels));
+        }
+        let (_, channels, height, width) = images.dims4()?;
+        let mut parts = Vec::new();
+        for row in 0..self.tiles {
+            for column in 0..self.tiles {
+                let [top, bottom] = [row, row + 1].map(|edge| edge * height / self.tiles);
+                let [left, right] = [column, column + 1].map(|edge| edge * width / self.tiles);
+                let part = images.narrow(2, top, bottom - top)?.narrow(3, left, right - left)?.contiguous()?;
+                parts.push(resized(&part, [height, width])?.unsqueeze(1)?);
+            }
+        }
+        let count = images.dim(0)? * self.tiles * self.tiles;
+        Ok((Tensor::cat(&parts, 1)?.reshape((count, channels, height, width))?, labels))
+    }
+
+    /// One step of an optimiser down the slope of a loss of the images.
+    ///
+    /// # Errors
+    /// When the loss is not finite, or does not depend on the images.
+    pub(crate) fn step(&self, gradient: Option<Tensor>, loss: f64, optimiser: &mut Optimiser, rate: f64) -> Result<()> {
+        let Some(gradient) = gradient.filter(|_| loss.is_finite()) else {
+            bail!("the condensation diverged: the loss is {loss}; give a lower `lr`");
+        };
+        let gradients: Gradients = [("images".to_owned(), gradient)].into_iter().collect();
+        optimiser.step(&BTreeMap::from([("images", &self.images)]), &gradients, rate)
+    }
+
+    /// The variable that losses are differentiated for.
+    pub(crate) fn pixels(&self) -> &Var {
+        &self.images
+    }
+
+    /// The condensed images: of each every member of its bucket was looked at.
+    ///
+    /// # Errors
+    /// When a pixel is not finite.
+    pub(crate) fn finish(self, dataset: &Dataset, maker: &str) -> Result<Condensed> {
+        let decoded: Vec<f32> = self.decoded(0..self.buckets())?.0.flatten_all()?.to_vec1()?;
+        if let Some(place) = decoded.iter().position(|value| !value.is_finite()) {
+            bail!("pixel {place} of the condensed images is not finite: the condensation diverged; give a lower `lr`");
+        }
+        let [channels, height, width] = dataset.image_shape();
+        let of_each = self.each * self.tiles * self.tiles;
+        let row = |bucket: usize| {
+            let ids: Vec<u64> = self.members[bucket].iter().map(|&row| dataset.ids[row]).collect();
+            Members { weights: vec![0.0; ids.len()], ids }
+        };
+        let repeated = |buckets: usize| (0..buckets).flat_map(|bucket| std::iter::repeat_n(bucket, of_each));
+        let count = self.buckets() * of_each;
+        Ok(Condensed {
+            images: Array::new(vec![count, channels, height, width], decoded),
+            targets: one_hot(&repeated(self.buckets()).map(|bucket| self.class[bucket]).collect::<Vec<_>>(), self.classes),
+            bucket: repeated(self.buckets()).map(|bucket| bucket as u32).collect(),
+            members: repeated(self.buckets()).map(row).collect(),
+            facts: CondensedFacts { maker: maker.to_owned(), reach: Reach::Bucket },
+        })
+    }
+}
+
+/// All of the probability on each row's class, [B, K].
+pub(crate) fn one_hot(labels: &[u32], classes: usize) -> Array<f32> {
+    let row = |&label: &u32| (0..classes as u32).map(move |class| f32::from(u8::from(class == label)));
+    Array::new(vec![labels.len(), classes], labels.iter().flat_map(row).collect())
+}
+
+/// One image of smaller ones beside one another, each [C, H, W]; by the mean of the pixels that become one.
+pub(crate) fn tiled(images: &[Vec<f32>], [channels, height, width]: [usize; 3], tiles: usize) -> Vec<f32> {
+    if tiles == 1 {
+        return images[0].clone();
+    }
+    let mut result = vec![0.0; channels * height * width];
+    for (place, image) in images.iter().enumerate() {
+        let [top, bottom] = [place / tiles, place / tiles + 1].map(|edge| edge * height / tiles);
+        let [left, right] = [place % tiles, place % tiles + 1].map(|edge| edge * width / tiles);
+        for channel in 0..channels {
+            for row in top..bottom {
+                for column in left..right {
+                    let rows = span(row - top, bottom - top, height);
+                    let columns = span(column - left, right - left, width);
+                    let count = (rows.len() * columns.len()) as f32;
+                    let sum: f32 = rows
+                        .flat_map(|from| columns.clone().map(move |across| (from, across)))
+                        .map(|(from, across)| image[(channel * height + from) * width + across])
+                        .sum();
+                    result[(channel * height + row) * width + column] = sum / count;
+                }
+            }
+        }
+    }
+    result
+}
+
+/// The pixels out of `of` that become pixel `place` out of `into`.
+fn span(place: usize, into: usize, of: usize) -> std::ops::Range<usize> {
+    place * of / into..((place + 1) * of).div_ceil(into).min(of)
+}
+
+/// Images [N, C, h, w] at another size, bilinear, with pixels as squares (as PyTorch's `align_corners=False`).
+pub(crate) fn resized(images: &Tensor, [height, width]: [usize; 2]) -> Result<Tensor> {
+    let (count, channels, rows, columns) = images.dims4()?;
+    let across = images.reshape((count * channels * rows, columns))?.matmul(&interpolation(columns, width)?.t()?)?;
+    let down = across.reshape((count * channels, rows, width))?.transpose(1, 2)?.contiguous()?.reshape((count * channels * width, rows))?;
+    let down = down.matmul(&interpolation(rows, height)?.t()?)?;
+    down.reshape((count * channels, width, height))?.transpose(1, 2)?.contiguous()?.reshape((count, channels, height, width))
+}
+
+/// How much each of `from` pixels counts in each of `to`, [to, from].
+fn interpolation(from: usize, to: usize) -> Result<Tensor> {
+    let mut values = vec![0.0_f32; to * from];
+    for place in 0..to {
+        let centre = ((place as f64 + 0.5) * from as f64 / to as f64 - 0.5).clamp(0.0, (from - 1) as f64);
+        let (low, share) = (centre.floor() as usize, centre.fract());
+        values[place * from + low] += (1.0 - share) as f32;
+        if share > 0.0 {
+            values[place * from + low + 1] += share as f32;
+        }
+    }
+    Tensor::from_vec(values, (to, from), &Device::Cpu)
+}
+
+/// One change that all images of a step get, real and condensed ones alike, and through which gradients flow (Zhao and Bilen, arXiv 2102.08259, without scaling and rotation).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Siamese {
+    /// The mirror image.
+    Flip,
+    /// Moved by so many rows and columns, with zeros behind.
+    Shift([i64; 2]),
+    /// A square of zeros with this corner, of an eighth of the sides each way.
+    Cutout([usize; 2]),
+    /// So much is added.
+    Brightness(f64),
+    /// The distance from the image's mean is multiplied by so much.
+    Contrast(f64),
+    /// The distance from the pixel's mean over the channels is multiplied by so much.
+    Saturation(f64),
+    /// Nothing.
+    None,
+}
+
+impl Siamese {
+    /// One of them at random, for images of this size.
+    pub(crate) fn drawn(stream: &mut Stream, [height, width]: [usize; 2]) -> Self {
+        let between = |stream: &mut Stream, low: f64, high: f64| low + (high - low) * stream.uniform_f64();
+        match stream.below(6) {
+            0 => {
+                if stream.below(2) == 0 {
+                    Self::Flip
+                } else {
+                    Self::None
+                }
+            }
+            1 => Self::Shift([height, width].map(|side| {
+                let most = side / 8;
+                stream.below(2 * most + 1) as i64 - most as i64
+            })),
+            2 => Self::Cutout([stream.below(height), stream.below(width)]),
+            3 => Self::Brightness(between(stream, -0.5, 0.5)),
+            4 => Self::Contrast(between(stream, 0.5, 1.5)),
+            _ => Self::Saturation(between(stream, 0.0, 2.0)),
+        }
+    }
+
+    /// The images [N, C, H, W] after the change.
+    ///
+    /// # Errors
+    /// When these are no images.
+    pub(crate) fn apply(self, images: &Tensor) -> Result<Tensor> {
+        let (_, _, height, width) = images.dims4()?;
+        match self {
+            Self::None => Ok(images.clone()),
+            Self::Flip => {
+                let order: Vec<u32> = (0..width as u32).rev().collect();
+                images.index_select(&Tensor::new(order, images.device())?, 3)
+            }
+            Self::Shift([rows, columns]) => {
+                let moved = |images: &Tensor, dimension: usize, by: i64, side: usize| {
+                    let by_pixels = by.unsigned_abs() as usize;
+                    let kept = images.narrow(dimension, if by < 0 { by_pixels } else { 0 }, side - by_pixels)?;
+                    if by < 0 { kept.pad_with_zeros(dimension, 0, by_pixels) } else { kept.pad_with_zeros(dimension, by_pixels, 0) }
+                };
+                moved(&moved(images, 2, rows, height)?, 3, columns, width)
+            }
+            Self::Cutout([top, left]) => {
+                let inside = |place: usize, start: usize, side: usize| (start..start + (side / 4).max(1)).contains(&place);
+                let mask = (0..height * width)
+                    .map(|place| f32::from(u8::from(!(inside(place / width, top, height) && inside(place % width, left, width)))));
+                images.broadcast_mul(&Tensor::from_vec(mask.collect::<Vec<_>>(), (1, 1, height, width), images.device())?)
+            }
+            Self::Brightness(by) => images + by,
+            Self::Contrast(by) => {
+                let mean = images.mean_keepdim((1, 2, 3))?;
+                (images.broadcast_sub(&mean)? * by)?.broadcast_add(&mean)
+            }
+            Self::Saturation(by) => {
+                let mean = images.mean_keepdim(1)?;
+                (images.broadcast_sub(&mean)? * by)?.broadcast_add(&mean)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn images(values: &[f32], shape: [usize; 4]) -> Tensor {
+        Tensor::from_slice(values, shape.as_slice(), &Device::Cpu).unwrap()
+    }
+
+    fn flat(tensor: &Tensor) -> Vec<f32> {
+        tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn small_images_are_enlarged_as_pytorch_does() {
+        // torch.nn.functional.interpolate(..., mode="bilinear", align_corners=False)
+        let found = flat(&resized(&images(&[0.0, 4.0, 8.0, 12.0], [1, 1, 2, 2]), [4, 4]).unwrap());
+        let expected = [0.0, 1.0, 3.0, 4.0, 2.0, 3.0, 5.0, 6.0, 6.0, 7.0, 9.0, 10.0, 8.0, 9.0, 11.0, 12.0];
+        found.iter().zip(expected).for_each(|(found, expected)| assert!((found - expected).abs() < 1e-5, "{found} {expected}"));
+    }
+
+    #[test]
+    fn images_that_share_one_are_made_smaller_by_means() {
+        let image = |value: f32| vec![value, value + 2.0, value, value + 2.0];
+        assert_eq!(tiled(&[image(0.0), image(10.0), image(20.0), image(30.0)], [1, 2, 2], 2), [1.0, 11.0, 21.0, 31.0]);
+        assert_eq!(tiled(&[image(5.0)], [1, 2, 2], 1), image(5.0));
+    }
+
+    #[test]
+    fn each_change_does_what_it_says() {
+        let square = images(&[1.0, 2.0, 3.0, 4.0], [1, 1, 2, 2]);
+        assert_eq!(flat(&Siamese::Flip.apply(&square).unwrap()), [2.0, 1.0, 4.0, 3.0]);
+        assert_eq!(flat(&Siamese::Shift([1, 0]).apply(&square).unwrap()), [0.0, 0.0, 1.0, 2.0]);
+        assert_eq!(flat(&Siamese::Shift([0, -1]).apply(&square).unwrap()), [2.0, 0.0, 4.0, 0.0]);
+        assert_eq!(flat(&Siamese::Cutout([0, 1]).apply(&square).unwrap()), [1.0, 0.0, 3.0, 4.0]);
+        assert_eq!(flat(&Siamese::Brightness(0.5).apply(&square).unwrap()), [1.5, 2.5, 3.5, 4.5]);
+        assert_eq!(flat(&Siamese::Contrast(0.0).apply(&square).unwrap()), [2.5; 4]);
+        let colours = images(&[0.0, 2.0], [1, 2, 1, 1]);
+        assert_eq!(flat(&Siamese::Saturation(2.0).apply(&colours).unwrap()), [-1.0, 3.0]);
+        let mut stream = Streams::new(1, "test").stream("changes");
+        let drawn: Vec<Siamese> = (0..60).map(|_| Siamese::drawn(&mut stream, [8, 8])).collect();
+        assert!(drawn.iter().any(|change| *change == Siamese::Flip) && drawn.iter().any(|change| matches!(change, Siamese::Cutout(_))));
+    }
+}
