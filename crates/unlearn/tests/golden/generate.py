@@ -80,6 +80,9 @@ class Case:
                 if value.is_floating_point():
                     value.mul_(1.5).add_(0.2 * torch.randn(value.shape))
                     value.copy_((value.abs() if "running_var" in key else value).float().double())
+                # The gradient of a bias that instance normalisation takes out again is rounding, and so is whether it is dampened.
+                if name == "convnet" and key in ("features.0.bias", "features.4.bias", "features.8.bias"):
+                    value.zero_()
         self.pixels = torch.randint(0, 256, (8, *facts["input"]), dtype=torch.uint8)
         self.labels, self.original = torch.tensor([0, 1, 2, 1, 0, 2, 1, 0]), torch.tensor([0, 2, 2, 1, 1, 2, 1, 2])
         self.rows = {"forget": [4, 1, 7], "retain": [0, 2, 3, 5, 6], "all": list(range(8)), "together": [0, 2, 3, 5, 6, 4, 1, 7]}
