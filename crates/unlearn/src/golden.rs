@@ -12,7 +12,10 @@ use serde_json::Value;
 
 use crate::algebra;
 use crate::frame::{Task, Unlearn};
-use crate::methods::{boundary_shrink, fisher, influence, jit, lfssd, ntk, prune, random_label, salun, scrub, ssd, woodfisher};
+use crate::methods::{
+    boundary_shrink, distillation, fisher, gradient_ascent, influence, jit, lfssd, neggrad, ntk, prune, random_label, salun, scrub, sparse,
+    ssd, woodfisher,
+};
 
 /// How far a number may be from PyTorch's.
 const TOLERANCE: f64 = 1e-4;
@@ -149,6 +152,10 @@ fn methods_that_draw_nothing_are_those_of_pytorch() {
         "cnn.influence.second",
     ]);
     golden.hold::<scrub::Scrub>(&["mlp.scrub", "cnn.scrub"]);
+    golden.hold::<gradient_ascent::GradientAscent>(&["mlp.gradient-ascent", "cnn.gradient-ascent"]);
+    golden.hold::<neggrad::NegGrad>(&["mlp.neggrad", "cnn.neggrad"]);
+    golden.hold::<sparse::Sparse>(&["mlp.sparse", "cnn.sparse"]);
+    golden.hold::<distillation::Distillation>(&["mlp.distillation"]);
     golden.hold::<prune::Prune>(&["mlp.prune"]);
     golden.hold::<boundary_shrink::BoundaryShrink>(&["mlp.boundary-shrink"]);
 }

@@ -299,6 +299,41 @@ def scrub(case, settings):
     return net
 
 
+def gradient_ascent(case, settings):
+    net = case.net().train()
+    optimiser = sgd(net, settings["lr"])
+    for _ in range(settings["epochs"]):
+        step(optimiser, -F.cross_entropy(net(case.x("forget")), case.y("forget")))
+    return net
+
+
+def neggrad(case, settings):
+    net = case.net()
+    optimiser, alpha = sgd(net, settings["lr"]), settings["alpha"]
+    for _ in range(settings["epochs"]):
+        of_retain, of_forget = (F.cross_entropy(net(case.x(part)), case.y(part)) for part in ("retain", "forget"))
+        step(optimiser, alpha * of_retain - (1 - alpha) * of_forget)
+    return net
+
+
+def sparse(case, settings):
+    net = case.net().train()
+    optimiser = sgd(net, settings["lr"])
+    for epoch in range(settings["epochs"]):
+        gamma = settings["gamma"] * max(0.0, 1 - epoch / (settings["epochs"] - settings["tail"]))
+        step(optimiser, F.cross_entropy(net(case.x("retain")), case.y("retain")) + gamma * flat(parameters(net)).abs().sum())
+    return net
+
+
+def distillation(case, settings):
+    net, teacher, x = case.net().train(), case.net(), case.x("retain")
+    optimiser = torch.optim.Adam(parameters(net), lr=settings["lr"])
+    for _ in range(settings["epochs"]):
+        z = net(x)
+        step(optimiser, F.cross_entropy(z, case.y("retain")) + settings["weight"] * divergence(z, teacher(x).detach(), settings["temperature"]))
+    return net
+
+
 def jit(case, settings):
     net, x, size = case.net(), case.x("forget"), settings["batch"]
     chunks = [x[start : start + size] for start in range(0, len(x), size)]
@@ -384,6 +419,13 @@ METHODS = {
     "cnn.salun": (salun, {**PASSES, "saliency": 0.5}),
     "mlp.scrub": (scrub, {"preset": "small", "lr": 0.01, "epochs": 3, "max_epochs": 2}),
     "cnn.scrub": (scrub, {"preset": "large", "lr": 0.05, "epochs": 3, "max_epochs": 2}),
+    "mlp.gradient-ascent": (gradient_ascent, {"lr": 0.05, "epochs": 3}),
+    "cnn.gradient-ascent": (gradient_ascent, {"lr": 0.05, "epochs": 3}),
+    "mlp.neggrad": (neggrad, {"alpha": 0.7, "lr": 0.05, "epochs": 3}),
+    "cnn.neggrad": (neggrad, {"alpha": 0.7, "lr": 0.05, "epochs": 3}),
+    "mlp.sparse": (sparse, {"gamma": 0.05, "tail": 1, "lr": 0.05, "epochs": 4}),
+    "cnn.sparse": (sparse, {"gamma": 0.05, "tail": 1, "lr": 0.05, "epochs": 4}),
+    "mlp.distillation": (distillation, {"student": "original", "weight": 0.5, "temperature": 4.0, "lr": 0.02, "epochs": 3}),
     "mlp.jit": (jit, {"perturbations": 3, "sigma": 0.5, "lr": 0.05, "batch": 2, "accumulate": False}),
     "mlp.jit.accumulated": (jit, {"perturbations": 3, "sigma": 0.5, "lr": 0.05, "batch": 2, "accumulate": True}),
     "cnn.jit": (jit, {"perturbations": 2, "sigma": 0.5, "lr": 0.05, "batch": 128, "accumulate": False}),
