@@ -4,6 +4,8 @@ mod algebra;
 mod course;
 mod fit;
 mod frame;
+#[cfg(test)]
+mod golden;
 mod head;
 mod methods;
 mod targets;

@@ -106,8 +106,11 @@ impl Unlearn for Influence {
         };
         let together = Samples::joined(&[&task.retain, &task.forget])?;
         let whole = match parameters.parameters {
-            Scope::Head => Whole::Head(Head::read(&network, &together)?),
-            Scope::All => Whole::Network(network.moved_to(Place { dtype: DType::F64, ..network.place().clone() })?),
+            Scope::Head => {
+                let head = Head::read(&network, &together)?;
+                Whole::Head { said: head.probabilities(), head: Box::new(head) }
+            }
+            Scope::All => Whole::Network(Box::new(network.moved_to(Place { dtype: DType::F64, ..network.place().clone() })?)),
         };
         let change = whole.change(&network, task, corrected.as_ref())?;
         if parameters.order == Order::First {
@@ -116,7 +119,7 @@ impl Unlearn for Influence {
         }
         let count = together.len() as f64;
         let solved = conjugate_gradients(
-            whole.product(&together),
+            |direction| whole.product(&together, direction),
             &change.scaled(1.0 / count)?,
             parameters.damping,
             parameters.tolerance,
@@ -145,17 +148,17 @@ fn corrected(task: &Task) -> anyhow::Result<Samples> {
 
 /// The loss as a function of what moves.
 enum Whole {
-    /// All samples as the last layer reads them.
-    Head(Head),
+    /// All samples as the last layer reads them, and what it says of them.
+    Head { head: Box<Head>, said: Vec<f64> },
     /// The network in f64.
-    Network(Network),
+    Network(Box<Network>),
 }
 
 impl Whole {
     /// The summed gradient of the corrected samples less that of the forget samples.
     fn change(&self, network: &Network, task: &Task, corrected: Option<&Samples>) -> anyhow::Result<Gradients> {
         let gradient = |samples: &Samples| match self {
-            Self::Head(_) => {
+            Self::Head { .. } => {
                 let head = Head::read(network, samples)?;
                 head.split(head.gradient(&samples.probabilities(head.classes)))
             }
@@ -165,37 +168,30 @@ impl Whole {
         corrected.map_or(Ok(of_forget.clone()), |corrected| Ok(gradient(corrected)?.plus(1.0, &of_forget)?))
     }
 
-    /// Multiplies with the Hessian of the mean loss of all samples.
-    fn product(&self, samples: &Samples) -> Box<dyn FnMut(&Gradients) -> dcu_nn::Result<Gradients> + '_> {
+    /// The product of the Hessian of the mean loss of all samples with a direction.
+    fn product(&self, samples: &Samples, direction: &Gradients) -> dcu_nn::Result<Gradients> {
         let count = samples.len() as f64;
-        match self {
-            Self::Head(head) => {
-                let said = head.probabilities();
-                Box::new(move |direction| {
-                    let image = head.curvature(&said, &head.joined(direction)?);
-                    head.split(image).map_err(dcu_nn::Error::wrap)?.scaled(1.0 / count)
-                })
+        let network = match self {
+            Self::Head { head, said } => {
+                let image = head.curvature(said, &head.joined(direction)?);
+                return head.split(image).map_err(dcu_nn::Error::wrap)?.scaled(1.0 / count);
             }
-            Self::Network(network) => {
-                let (samples, trainable) = (samples.clone(), Trainable::all(network.graph()));
-                Box::new(move |direction| {
-                    let rows: Vec<usize> = (0..samples.len()).collect();
-                    let mut sum: Option<Gradients> = None;
-                    for rows in rows.chunks(AT_ONCE) {
-                        let (images, _) = samples.batch(rows)?;
-                        let loss = |logits: &Tensor, places: &[usize]| {
-                            let rows: Vec<usize> = places.iter().map(|&place| rows[place]).collect();
-                            samples.loss(logits, &rows, 0.0)? * (rows.len() as f64 / count)
-                        };
-                        let image = Curvature::new(network, &images, &loss, &trainable, all(Mode::EVAL))?.product(direction)?;
-                        sum = Some(match sum {
-                            Some(sum) => sum.plus(1.0, &image)?,
-                            None => image,
-                        });
-                    }
-                    Ok(sum.unwrap_or_default())
-                })
-            }
+            Self::Network(network) => network,
+        };
+        let (trainable, rows) = (Trainable::all(network.graph()), (0..samples.len()).collect::<Vec<_>>());
+        let mut sum: Option<Gradients> = None;
+        for rows in rows.chunks(AT_ONCE) {
+            let (images, _) = samples.batch(rows)?;
+            let loss = |logits: &Tensor, places: &[usize]| {
+                let rows: Vec<usize> = places.iter().map(|&place| rows[place]).collect();
+                samples.loss(logits, &rows, 0.0)? * (rows.len() as f64 / count)
+            };
+            let image = Curvature::new(network, &images, &loss, &trainable, all(Mode::EVAL))?.product(direction)?;
+            sum = Some(match sum {
+                Some(sum) => sum.plus(1.0, &image)?,
+                None => image,
+            });
         }
+        Ok(sum.unwrap_or_default())
     }
 }
