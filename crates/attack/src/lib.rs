@@ -7,5 +7,6 @@ mod methods;
 /// The registry: one line a method.
 #[must_use]
 pub fn methods() -> Vec<dcu_stage::Entry> {
-    vec![dcu_stage::entry::<methods::evaluate::Evaluate>()]
+    use dcu_stage::entry;
+    vec![entry::<methods::evaluate::Evaluate>(), entry::<methods::leave_one_out::LeaveOneOut>()]
 }

@@ -1,4 +1,4 @@
-//! The condensation stages: sub-class buckets, one condensed image for each, and the reduced retain set.
+//! The condensation stages: sub-class buckets, one condensed image for each, and the reduced retain set; or sums of features.
 
 pub mod kmeans;
 pub mod matching;
@@ -8,5 +8,10 @@ mod methods;
 #[must_use]
 pub fn methods() -> Vec<dcu_stage::Entry> {
     use dcu_stage::entry;
-    vec![entry::<methods::cluster::Cluster>(), entry::<methods::fdm::Fdm>(), entry::<methods::reduce::Reduce>()]
+    vec![
+        entry::<methods::cluster::Cluster>(),
+        entry::<methods::fdm::Fdm>(),
+        entry::<methods::reduce::Reduce>(),
+        entry::<methods::statistics::Statistics>(),
+    ]
 }

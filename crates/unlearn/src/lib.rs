@@ -12,6 +12,7 @@ pub fn methods() -> Vec<dcu_stage::Entry> {
         entry::<methods::modular::Modular>(),
         entry::<methods::oracle::Match>(),
         entry::<methods::random_label::RandomLabel>(),
+        entry::<methods::exact::Exact>(),
         entry::<methods::retrain::Retrain>(),
         entry::<methods::finetune::Finetune>(),
     ]

@@ -10,6 +10,7 @@ mod model;
 mod reduced;
 mod request;
 mod role;
+mod statistics;
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -23,10 +24,11 @@ pub use dataset::{Dataset, DatasetFacts, Normalisation};
 pub use ensemble::{Ensemble, EnsembleFacts};
 pub use holdout::Holdout;
 pub use metrics::{Definition, Metrics};
-pub use model::{Model, ModelFacts};
+pub use model::{Model, ModelFacts, RidgeHead};
 pub use reduced::{Reduced, ReducedFacts};
 pub use request::{Request, RequestFacts};
 pub use role::{Role, role_of};
+pub use statistics::{Statistics, StatisticsFacts};
 
 use crate::{Array, Content, Element, Tensor};
 
@@ -45,7 +47,7 @@ pub trait Payload: Sized {
     fn from_content(content: Content) -> Result<Self, String>;
 }
 
-const NEWEST: [(&str, u32); 9] = [
+const NEWEST: [(&str, u32); 10] = [
     ("buckets", 1),
     ("condensed", 1),
     ("dataset", 1),
@@ -55,6 +57,7 @@ const NEWEST: [(&str, u32); 9] = [
     ("model", 1),
     ("reduced", 1),
     ("request", 1),
+    ("statistics", 1),
 ];
 
 /// Whether this release reads the schema, given as `name/version`.
@@ -83,6 +86,7 @@ pub(crate) fn check_content(content: Content) -> Result<(), String> {
         Model::SCHEMA => Model::from_content(content).map(drop),
         Reduced::SCHEMA => Reduced::from_content(content).map(drop),
         Request::SCHEMA => Request::from_content(content).map(drop),
+        Statistics::SCHEMA => Statistics::from_content(content).map(drop),
         other => Err(format!("the schema `{other}` is unknown")),
     }
 }

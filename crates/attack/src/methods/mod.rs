@@ -1,3 +1,4 @@
 //! One file a method.
 
 pub(crate) mod evaluate;
+pub(crate) mod leave_one_out;

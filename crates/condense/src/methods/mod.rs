@@ -3,3 +3,4 @@
 pub(crate) mod cluster;
 pub(crate) mod fdm;
 pub(crate) mod reduce;
+pub(crate) mod statistics;

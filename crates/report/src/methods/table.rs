@@ -285,7 +285,7 @@ impl<'a> Report<'a> {
                     Some(BreakEven::Never) => json!("never"),
                     None => Value::Null,
                 },
-                "still_rests_on": self.lineage.learned_before_the_request(row.runs[0].model),
+                "still_rests_on": self.lineage.learned_before_the_request(row.runs[0].model, row.runs[0].metrics),
                 "verdict": verdict,
                 "runs": runs.collect::<Vec<_>>(),
             })

@@ -1,6 +1,6 @@
 //! `unlearn/finetune`: training goes on without the forget set, in the hope that it fades (also called catastrophic forgetting).
 
-use dcu_artifact::{Dataset, Ensemble, Holdout, Model, Reduced, Request};
+use dcu_artifact::{Dataset, Ensemble, Holdout, Model, Reduced, Request, Statistics};
 use dcu_nn::model;
 use dcu_nn::recipe::Recipe;
 use dcu_nn::rng::Streams;
@@ -32,6 +32,7 @@ impl Method for Finetune {
         Input::one::<Request>("request"),
         Input::unused::<Reduced>("reduced"),
         Input::unused::<Ensemble>("ensemble"),
+        Input::unused::<Statistics>("statistics"),
         Input::optional::<Dataset>("test"),
         Input::optional::<Holdout>("holdout"),
     ];

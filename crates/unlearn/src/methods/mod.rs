@@ -1,5 +1,6 @@
 //! One file a method.
 
+pub(crate) mod exact;
 pub(crate) mod finetune;
 pub(crate) mod modular;
 pub(crate) mod oracle;
@@ -25,9 +26,11 @@ mod tests {
             ("model", "model/1"),
             ("reduced", "reduced/1"),
             ("request", "request/1"),
+            ("statistics", "statistics/1"),
             ("test", "dataset/1"),
         ];
         for inputs in [
+            super::exact::Exact::INPUTS,
             super::finetune::Finetune::INPUTS,
             super::modular::Modular::INPUTS,
             super::oracle::Match::INPUTS,

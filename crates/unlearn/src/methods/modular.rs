@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use dcu_artifact::{Dataset, Ensemble, Holdout, Model, Reduced, Request};
+use dcu_artifact::{Dataset, Ensemble, Holdout, Model, Reduced, Request, Statistics};
 use dcu_nn::network::{self, Mode, ModeRule, Modes};
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
@@ -123,6 +123,7 @@ impl Method for Modular {
         Input::unused::<Request>("request"),
         Input::one::<Reduced>("reduced"),
         Input::unused::<Ensemble>("ensemble"),
+        Input::unused::<Statistics>("statistics"),
         Input::one::<Dataset>("test"),
         Input::one::<Holdout>("holdout"),
     ];

@@ -3,7 +3,7 @@
 //!
 //! Its limits: those models saw the other forget samples; outputs come to match, weights need not; and a judge must use other models than these.
 
-use dcu_artifact::{Array, Dataset, Ensemble, Holdout, Model, Reduced, Request, SampleId};
+use dcu_artifact::{Array, Dataset, Ensemble, Holdout, Model, Reduced, Request, SampleId, Statistics};
 use dcu_nn::model;
 use dcu_nn::rng::Streams;
 use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
@@ -23,6 +23,7 @@ impl Method for Match {
         Input::one::<Dataset>("dataset"),
         Input::one::<Request>("request"),
         Input::one::<Ensemble>("ensemble"),
+        Input::unused::<Statistics>("statistics"),
         Input::unused::<Reduced>("reduced"),
         Input::unused::<Dataset>("test"),
         Input::unused::<Holdout>("holdout"),

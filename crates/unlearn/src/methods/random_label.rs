@@ -3,7 +3,7 @@
 //!
 //! A trap of it: a model that gives forgotten samples lower probabilities than unseen ones tells them by that.
 
-use dcu_artifact::{Dataset, Ensemble, Holdout, Model, Reduced, Request};
+use dcu_artifact::{Dataset, Ensemble, Holdout, Model, Reduced, Request, Statistics};
 use dcu_nn::model;
 use dcu_nn::rng::Streams;
 use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
@@ -22,6 +22,7 @@ impl Method for RandomLabel {
         Input::one::<Dataset>("dataset"),
         Input::one::<Request>("request"),
         Input::unused::<Ensemble>("ensemble"),
+        Input::unused::<Statistics>("statistics"),
         Input::unused::<Reduced>("reduced"),
         Input::unused::<Dataset>("test"),
         Input::unused::<Holdout>("holdout"),
