@@ -18,7 +18,7 @@ pub use envelope::{Content, Header, Producer, Provenance, TensorInfo, adopt, rea
 pub use error::{Error, Result};
 pub use schemas::{
     Buckets, Condensed, Dataset, DatasetFacts, Definition, Ensemble, EnsembleFacts, Holdout, Members, Metrics, Model, ModelFacts,
-    Normalisation, OpenFacts, Part, Payload, Reduced, ReducedFacts, Request, RequestFacts, RidgeHead, Role, SampleId, Statistics, StatisticsFacts, known_schemas, role_of,
-    schema_is_known,
+    Normalisation, OpenFacts, Part, Payload, Reduced, ReducedFacts, Request, RequestFacts, RidgeHead, Role, SampleId, Statistics,
+    StatisticsFacts, known_schemas, role_of, schema_is_known,
 };
 pub use write::{replace_file, replace_file_by_way_of, write};

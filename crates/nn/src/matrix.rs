@@ -470,7 +470,10 @@ mod tests {
                 for row in 0..size {
                     let (found, expected) = (&sum[row * stride..][..=row], &expected[row * size..][..=row]);
                     assert!(found.iter().zip(expected).all(|(found, expected)| *found == expected + 0.5));
-                    assert!(sum[row * stride..].iter().take(stride).skip(size).all(|value| *value == 0.5), "nothing is written between rows");
+                    assert!(
+                        sum[row * stride..].iter().take(stride).skip(size).all(|value| *value == 0.5),
+                        "nothing is written between rows"
+                    );
                 }
             }
         }

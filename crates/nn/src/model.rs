@@ -34,10 +34,11 @@ pub fn with_facts_of(network: &Network, model: &Model) -> Result<Model> {
     let tensors = finite_tensors(network)?;
     let of_head = |name: &str| network.graph().head().is_some_and(|step| step.slots.iter().any(|slot| slot.name == name));
     let trunk_moved = tensors.iter().any(|(name, tensor)| !of_head(name) && model.tensors.get(name) != Some(tensor));
-    let ridge = model.facts.ridge.as_ref().map(|ridge| RidgeHead {
-        trunk_saw_training_data: ridge.trunk_saw_training_data || trunk_moved,
-        ..ridge.clone()
-    });
+    let ridge = model
+        .facts
+        .ridge
+        .as_ref()
+        .map(|ridge| RidgeHead { trunk_saw_training_data: ridge.trunk_saw_training_data || trunk_moved, ..ridge.clone() });
     Ok(Model { tensors, facts: ModelFacts { ridge, unseen: false, ..model.facts.clone() } })
 }
 

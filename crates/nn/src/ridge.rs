@@ -40,7 +40,8 @@ impl Trunk {
         let network = model::to_network(model)?;
         let head = network.graph().steps().len() - 1;
         let step = &network.graph().steps()[head];
-        if !matches!(step.operation, Operation::Linear { .. }) || network.graph().shape(step.inputs[0]).len() != 1 || step.inputs != [head] {
+        if !matches!(step.operation, Operation::Linear { .. }) || network.graph().shape(step.inputs[0]).len() != 1 || step.inputs != [head]
+        {
             bail!("the network ends with `{}`, which is no linear layer on feature vectors; take another `model`", step.name);
         }
         let of_head = |name: &str| step.slots.iter().any(|slot| slot.name == name);
@@ -79,7 +80,10 @@ impl Trunk {
             let features = self.network.before(self.head, &input)?.flatten_all()?.to_vec1::<f32>()?;
             for (row, class) in features.chunks_exact(size - 1).zip(classes) {
                 if let Some(value) = row.iter().find(|value| !value.is_finite()) {
-                    bail!("a feature of sample {} is {value}: the trunk's training diverged, or its weights are damaged", done + labels.len());
+                    bail!(
+                        "a feature of sample {} is {value}: the trunk's training diverged, or its weights are damaged",
+                        done + labels.len()
+                    );
                 }
                 values.push(1.0);
                 values.extend(row.iter().map(|&value| f64::from(value)));
@@ -191,13 +195,16 @@ impl Trunk {
             bail!("the sums were taken of another trunk's features; connect `model` and `statistics` to the same stage");
         }
         let labels: HashMap<u64, u32> = statistics.ids.iter().copied().zip(statistics.labels.iter().copied()).collect();
-        let rows = dataset.rows_of(ids).map_err(|id| Error::Msg(format!("sample {id} is not in the dataset; make both from the same source")))?;
+        let rows =
+            dataset.rows_of(ids).map_err(|id| Error::Msg(format!("sample {id} is not in the dataset; make both from the same source")))?;
         for &row in &rows {
             let (id, label) = (SampleId(dataset.ids[row]), dataset.labels[row]);
             match labels.get(&id.0) {
                 None => bail!("sample {id} is not in the sums: they were made of other samples, or without it"),
                 Some(&counted) if counted != label => {
-                    bail!("sample {id} is of class {label} in the dataset, but was counted under {counted}; give the dataset that the sums were made of")
+                    bail!(
+                        "sample {id} is of class {label} in the dataset, but was counted under {counted}; give the dataset that the sums were made of"
+                    )
                 }
                 Some(_) => {}
             }
@@ -255,7 +262,9 @@ pub fn solve(statistics: &Statistics, lambda: f64) -> Result<Solution> {
     let mut matrix = statistics.gram.data.clone();
     (1..size).for_each(|row| matrix[row * size + row] += lambda);
     let factor = Cholesky::new(matrix, size).map_err(|row| {
-        Error::Msg(format!("with `lambda: {lambda}` the sums cannot be solved: feature {row} depends on those before it; give a larger `lambda`"))
+        Error::Msg(format!(
+            "with `lambda: {lambda}` the sums cannot be solved: feature {row} depends on those before it; give a larger `lambda`"
+        ))
     })?;
     Ok(Solution { weights: factor.solve(statistics.moments.data.clone(), classes), lambda, classes, factor })
 }

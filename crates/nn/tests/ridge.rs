@@ -99,7 +99,7 @@ fn counting_samples_under_corrected_labels_is_training_anew_with_them() {
     wrong[..12].iter().for_each(|&row| corrected.labels[row] = original[row]);
     let expected = anew(&trunk, &corrected, &corrected.ids);
     assert_eq!(sums.labels, expected.labels);
-    let solve = |sums| ridge::solve(sums, LAMBDA).unwrap();
+    let solve = |sums: &Statistics| ridge::solve(sums, LAMBDA).unwrap();
     assert!(difference(&solve(&expected), &solve(&sums)) < 1e-10);
 
     // Some are corrected, and others taken back.
@@ -151,7 +151,10 @@ fn a_solution_is_the_minimum_and_the_network_says_what_it_says() {
                 assert!(said.iter().zip(&logits.data).all(|(said, logit)| (said - f64::from(*logit)).abs() < 1e-4));
                 for (feature, class) in [(0, 0), (0, 4), (1, 2), (size - 1, 1)] {
                     let gradient: f64 = (0..labels.len())
-                        .map(|row| (said[row * CLASSES + class] - f64::from(u8::from(labels[row] as usize == class))) * features[row * size + feature])
+                        .map(|row| {
+                            (said[row * CLASSES + class] - f64::from(u8::from(labels[row] as usize == class)))
+                                * features[row * size + feature]
+                        })
                         .sum();
                     let penalty = if feature == 0 { 0.0 } else { LAMBDA * solution.weights[feature * CLASSES + class] };
                     assert!((gradient + penalty).abs() < 1e-9, "{feature}, {class}: {gradient} {penalty}");
@@ -169,13 +172,13 @@ fn sums_of_another_trunk_and_samples_that_are_not_in_them_are_refused() {
         let architecture = Architecture { widths: vec![atoms], ..patches() };
         Trunk::new(&model_of(&dataset, &architecture), false).unwrap()
     });
-    let mut sums = anew(&trunk, &dataset, &dataset.ids[10..]);
-    let mut refused = |trunk: &Trunk, ids: &[u64]| trunk.take_back(&dataset, ids, &mut sums).unwrap_err().to_string();
+    let sums = anew(&trunk, &dataset, &dataset.ids[10..]);
+    let refused = |trunk: &Trunk, ids: &[u64]| trunk.take_back(&dataset, ids, &mut sums.clone()).unwrap_err().to_string();
     assert!(refused(&other, &dataset.ids[20..30]).contains("another trunk"));
     assert!(refused(&trunk, &dataset.ids[5..15]).contains("train:1035 is not in the sums"));
     assert!(refused(&trunk, &[1]).contains("train:1 is not in the dataset"));
     let unpoisoned = Dataset { original_labels: None, ..dataset.clone() };
-    let error = trunk.relabel(&unpoisoned, &dataset.ids[20..21], &mut sums).unwrap_err().to_string();
+    let error = trunk.relabel(&unpoisoned, &dataset.ids[20..21], &mut sums.clone()).unwrap_err().to_string();
     assert!(error.contains("no other labels"), "{error}");
 }
 

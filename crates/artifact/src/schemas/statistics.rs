@@ -85,7 +85,12 @@ impl Payload for Statistics {
         let mut counts = vec![0.0; classes];
         labels.iter().for_each(|&label| counts[label as usize] += 1.0);
         if gram.data[0] != ids.len() as f64 || moments.row(0) != counts {
-            return Err(format!("`gram` and `moments` are sums over {} samples, {:?} of each class, but the ids are {}, {counts:?} of each", gram.data[0], moments.row(0), ids.len()));
+            return Err(format!(
+                "`gram` and `moments` are sums over {} samples, {:?} of each class, but the ids are {}, {counts:?} of each",
+                gram.data[0],
+                moments.row(0),
+                ids.len()
+            ));
         }
         if !(facts.lambda > 0.0 && facts.lambda.is_finite()) {
             return Err(format!("the fact `lambda` is {}; it is a positive number", facts.lambda));

@@ -21,7 +21,8 @@ pub(crate) struct Parameters {}
 impl Method for LeaveOneOut {
     const NAME: &'static str = "leave-one-out";
     const VERSION: u32 = 1;
-    const SUMMARY: &'static str = "What a model with a ridge head would say of each sample without having been trained on it, and its memorisation, in closed form";
+    const SUMMARY: &'static str =
+        "What a model with a ridge head would say of each sample without having been trained on it, and its memorisation, in closed form";
     const USES_SEED: bool = false;
     const INPUTS: &'static [Input] =
         &[Input::one::<Model>("model"), Input::one::<Dataset>("dataset"), Input::one::<Statistics>("statistics")];
@@ -66,17 +67,36 @@ fn leave_one_out(trunk: &Trunk, dataset: &Dataset, statistics: &Statistics, cont
         Ok(())
     })?;
     if let Some(row) = logits.iter().position(|value| !value.is_finite()).map(|place| place / classes) {
-        let message = format!("without sample {} nothing determines its prediction: its leverage is {}", SampleId(statistics.ids[row]), leverages[row]);
+        let message = format!(
+            "without sample {} nothing determines its prediction: its leverage is {}",
+            SampleId(statistics.ids[row]),
+            leverages[row]
+        );
         return Err(Failure::new(message, "give `condense/statistics` a larger `lambda`, or more samples").into());
     }
     let (count, share) = (leverages.len(), |right: usize| right as f64 / leverages.len() as f64);
     let mut metrics = Metrics::default();
     metrics.scalar("training_accuracy", share(right[0]), "fraction", "share of the samples that the model gives their label");
-    metrics.scalar("leave_one_out_accuracy", share(right[1]), "fraction", "share of the samples that the model trained without each would give its label");
+    metrics.scalar(
+        "leave_one_out_accuracy",
+        share(right[1]),
+        "fraction",
+        "share of the samples that the model trained without each would give its label",
+    );
     metrics.scalar("memorisation", memorisation.iter().sum::<f64>() / count as f64, "logit", "mean of the memorisation of the samples");
-    metrics.array("leave_one_out_logits", Array::new(vec![count, classes], logits), "logit", "what the model trained without the sample would give for it; ids in `samples`");
+    metrics.array(
+        "leave_one_out_logits",
+        Array::new(vec![count, classes], logits),
+        "logit",
+        "what the model trained without the sample would give for it; ids in `samples`",
+    );
     metrics.array("leverages", Array::vector(leverages), "fraction", "weight of a sample in its own prediction; ids in `samples`");
-    metrics.array("memorisations", Array::vector(memorisation), "logit", "logit of the sample's label with the sample less that without it; ids in `samples`");
+    metrics.array(
+        "memorisations",
+        Array::vector(memorisation),
+        "logit",
+        "logit of the sample's label with the sample less that without it; ids in `samples`",
+    );
     metrics.ids.insert("samples".into(), statistics.ids.clone());
     Ok(metrics)
 }

@@ -92,9 +92,9 @@ fn validation(context: &mut Context, base: &Model, trained: &[u32]) -> anyhow::R
     model::check_fit(base, &test)?;
     let ids = if holdout.validation.is_empty() { holdout.remembrance } else { holdout.validation };
     let trained: HashSet<u32> = trained.iter().copied().collect();
-    let mut rows = test.rows_of(&ids).map_err(|id| {
-        Failure::new(format!("the held-out sample {id} is not in `test`"), "make the holdout from the same test set")
-    })?;
+    let mut rows = test
+        .rows_of(&ids)
+        .map_err(|id| Failure::new(format!("the held-out sample {id} is not in `test`"), "make the holdout from the same test set"))?;
     rows.retain(|&row| trained.contains(&test.labels[row]));
     if rows.is_empty() {
         let message = "there is no held-out sample of a class that is trained on, to choose `lambda` by";
@@ -125,7 +125,11 @@ fn choose(trunk: &Trunk, statistics: &Artifact, candidates: &[f64], validation: 
             Ok(())
         })?;
         let count = validation.len() as f64;
-        context.progress().note(&format!("lambda {lambda:.4}: squared error {:.5}, accuracy {:.1} %", error / count, 100.0 * right as f64 / count));
+        context.progress().note(&format!(
+            "lambda {lambda:.4}: squared error {:.5}, accuracy {:.1} %",
+            error / count,
+            100.0 * right as f64 / count
+        ));
         context.progress().step("candidates", done + 1, candidates.len());
         if best.as_ref().is_none_or(|(least, _)| error < *least) {
             best = Some((error, solution));

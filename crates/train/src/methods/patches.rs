@@ -34,7 +34,7 @@ pub(crate) struct Parameters {
 
 impl Default for Parameters {
     fn default() -> Self {
-        Self { atoms: 400, patch: 6, epsilon: 0.01, replicate: 1 }
+        Self { atoms: 400, patch: 6, epsilon: 0.1, replicate: 1 }
     }
 }
 
@@ -142,7 +142,12 @@ fn dictionary(test: &Dataset, rows: &[usize], parameters: &Parameters, streams: 
             return Ok([weights, biases]);
         }
     }
-    let message = format!("the {} remembrance images have {} different patches of {side} x {side}, not {}", rows.len(), biases.len(), parameters.atoms);
+    let message = format!(
+        "the {} remembrance images have {} different patches of {side} x {side}, not {}",
+        rows.len(),
+        biases.len(),
+        parameters.atoms
+    );
     Err(Failure::new(message, "give fewer `atoms`, or hold out more images (`ipc`)").into())
 }
 

@@ -6,8 +6,8 @@
 use std::collections::HashSet;
 
 use dcu_artifact::{Dataset, Ensemble, Holdout, Model, Reduced, Request, Statistics};
-use dcu_nn::ridge::{self, Trunk};
 use dcu_nn::model;
+use dcu_nn::ridge::{self, Trunk};
 use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -70,7 +70,11 @@ impl Method for Exact {
         }
         context.progress().phase("solve");
         let solution = ridge::solve(&statistics, statistics.facts.lambda)?;
-        context.progress().note(&format!("{} samples forward, {} of the {} in the sums", ids.len(), ids.len(), ids.len() + request.retain.len()));
+        context.progress().note(&format!(
+            "{} of the {} samples in the sums forward, none backward",
+            ids.len(),
+            ids.len() + request.retain.len()
+        ));
         context.write("model", &trunk.with_head(&base, &solution)?)
     }
 }

@@ -1,8 +1,8 @@
 //! `unlearn/retrain`: training from scratch without the forget set, which is what every other method is judged by.
 
 use dcu_artifact::{Dataset, Ensemble, Holdout, Model, Reduced, Request, RidgeHead, Statistics};
-use dcu_nn::rng::Streams;
 use dcu_nn::ridge::{self, Trunk};
+use dcu_nn::rng::Streams;
 use dcu_nn::{Network, Samples, model};
 use dcu_stage::{Context, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
