@@ -42,6 +42,8 @@ fn model(values: Vec<f32>) -> Model {
         recipe: json!({}),
         class_names: vec!["a".into(), "b".into()],
         normalisation: normalisation(),
+        ridge: None,
+        unseen: false,
     };
     Model { tensors: BTreeMap::from([("weight".to_owned(), Tensor::F32(Array::vector(values)))]), facts }
 }

@@ -8,5 +8,10 @@ mod methods;
 #[must_use]
 pub fn methods() -> Vec<dcu_stage::Entry> {
     use dcu_stage::entry;
-    vec![entry::<methods::evaluate::Evaluate>(), entry::<methods::predict::Predict>(), entry::<methods::single_samples::SingleSamples>()]
+    vec![
+        entry::<methods::evaluate::Evaluate>(),
+        entry::<methods::leave_one_out::LeaveOneOut>(),
+        entry::<methods::predict::Predict>(),
+        entry::<methods::single_samples::SingleSamples>(),
+    ]
 }

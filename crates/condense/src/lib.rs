@@ -1,4 +1,4 @@
-//! The condensation stages: sub-class buckets, one condensed image for each, and the reduced retain set.
+//! The condensation stages: sub-class buckets, one condensed image for each, and the reduced retain set; or sums of features.
 
 pub mod kmeans;
 pub mod matching;
@@ -20,5 +20,6 @@ pub fn methods() -> Vec<dcu_stage::Entry> {
         entry::<methods::inversion::Inversion>(),
         entry::<methods::mtt::Mtt>(),
         entry::<methods::reduce::Reduce>(),
+        entry::<methods::statistics::Statistics>(),
     ]
 }

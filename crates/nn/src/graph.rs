@@ -421,10 +421,11 @@ impl Graph {
         self.steps.iter().filter(|step| step.inputs.contains(&value)).count()
     }
 
-    /// The most values that a sample takes on both sides of a step that multiplies.
+    /// The most values that a sample takes on both sides of a step that multiplies, or that makes more of what there is.
     pub(crate) fn widest(&self) -> usize {
         let size = |value: Value| self.shape(value).iter().product::<usize>();
-        let multiplying = self.steps.iter().enumerate().filter(|(_, step)| step.operations() > 0);
+        let widens = |step: &Step| step.operations() > 0 || step.operation == Operation::BothSides;
+        let multiplying = self.steps.iter().enumerate().filter(|(_, step)| widens(step));
         multiplying.map(|(index, step)| size(step.inputs[0]).saturating_add(size(index + 1))).chain([size(0)]).max().unwrap_or(0)
     }
 

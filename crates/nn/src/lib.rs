@@ -7,6 +7,7 @@
 pub mod architecture;
 pub mod augment;
 pub mod average;
+pub mod cholesky;
 pub mod derivatives;
 pub mod evaluate;
 mod fuse;
@@ -20,6 +21,7 @@ pub mod optimiser;
 mod parallel;
 pub mod place;
 pub mod recipe;
+pub mod ridge;
 pub mod rng;
 pub mod samples;
 mod special;

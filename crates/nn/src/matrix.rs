@@ -188,6 +188,50 @@ pub fn product<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, T>) -> Vec<T> {
     product_plus(left, right, &[])
 }
 
+/// Adds `left · right`, of as many rows as columns, to the lower triangle of `sum`, whose rows lie `stride` apart, on all threads. Above the diagonal some
+/// values are added to and others are not.
+///
+/// # Panics
+/// When the shapes do not fit.
+pub(crate) fn add_lower_product<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, T>, sum: &mut [T], stride: usize) {
+    let size = left.rows;
+    assert!(left.columns == right.rows && right.columns == size && size <= stride, "a product of {size} rows and columns");
+    if size == 0 {
+        return;
+    }
+    assert!(sum.len() >= (size - 1) * stride + size, "a sum of {size} rows and columns");
+    let by_row;
+    let left = if left.column_stride == 1 {
+        left
+    } else {
+        by_row = left.by_row();
+        Matrix::new(&by_row, left.rows, left.columns)
+    };
+    let mut values = Vec::new();
+    let panels = lay_out_on_all_threads(right, &mut values);
+    // The last rows have the most columns, and so go first.
+    sum.chunks_mut(ROWS_PER_TASK * stride).enumerate().rev().collect::<Vec<_>>().into_par_iter().with_max_len(1).for_each(|(task, sum)| {
+        let first = task * ROWS_PER_TASK;
+        if first >= size {
+            return;
+        }
+        let rows = ROWS_PER_TASK.min(size - first);
+        // SAFETY: `sum` is exclusively borrowed, and holds `rows` rows, the last one up to `size` at least.
+        unsafe {
+            multiply_panels(left.rows_from(first, rows), panels, 0..(first + rows).div_ceil(PANEL), (sum.as_mut_ptr(), stride), true);
+        }
+    });
+}
+
+fn lay_out_on_all_threads<'a, T: Real>(right: Matrix<'_, T>, values: &'a mut Vec<T>) -> Panels<'a, T> {
+    values.resize(Panels::<T>::size(right.rows, right.columns), T::default());
+    values
+        .par_chunks_mut(PANEL * right.rows.max(1))
+        .enumerate()
+        .for_each(|(panel, values)| vectorised(|| fill_panel(right, panel, values)));
+    Panels::new(values, right.rows, right.columns)
+}
+
 /// `left · right` row-major with `row` added to each row, unless that is empty, on all threads.
 pub(crate) fn product_plus<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, T>, row: &[T]) -> Vec<T> {
     assert_eq!(left.columns, right.rows, "inner dimensions");
@@ -203,12 +247,8 @@ pub(crate) fn product_plus<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, T>, r
         Matrix::new(&by_row, left.rows, left.columns)
     };
     let mut result: Vec<T> = Vec::with_capacity(left.rows * right.columns);
-    let mut values = vec![T::default(); Panels::<T>::size(right.rows, right.columns)];
-    values
-        .par_chunks_mut(PANEL * right.rows.max(1))
-        .enumerate()
-        .for_each(|(panel, values)| vectorised(|| fill_panel(right, panel, values)));
-    let panels = Panels::new(&values, right.rows, right.columns);
+    let mut values = Vec::new();
+    let panels = lay_out_on_all_threads(right, &mut values);
     let start = SharedPointer(result.as_mut_ptr());
     let (row_tasks, panel_tasks) = (left.rows.div_ceil(ROWS_PER_TASK), panels.count().div_ceil(PANELS_PER_TASK));
     (0..row_tasks * panel_tasks).into_par_iter().for_each(|task| {
@@ -413,6 +453,28 @@ mod tests {
                 let mut anew = vec![f64::NAN; expected.len()];
                 multiply(left_matrix, Panels::lay_out(right_matrix, &mut Vec::new()), &mut anew, false);
                 assert_eq!(anew, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn a_lower_triangle_is_that_of_the_product() {
+        for (size, inner, stride) in [(1, 1, 1), (7, 3, 9), (130, 40, 130), (233, 300, 240)] {
+            let values: Vec<f64> = (0..size * inner).map(|index| ((index * 5) % 17) as f64 - 8.0).collect();
+            let rows = Matrix::new(&values, size, inner);
+            let expected = naive(rows, rows.transposed());
+            let columns: Vec<f64> = rows.transposed().by_row();
+            for left in [rows, Matrix::new(&columns, inner, size).transposed()] {
+                let mut sum = vec![0.5; (size - 1) * stride + size];
+                add_lower_product(left, rows.transposed(), &mut sum, stride);
+                for row in 0..size {
+                    let (found, expected) = (&sum[row * stride..][..=row], &expected[row * size..][..=row]);
+                    assert!(found.iter().zip(expected).all(|(found, expected)| *found == expected + 0.5));
+                    assert!(
+                        sum[row * stride..].iter().take(stride).skip(size).all(|value| *value == 0.5),
+                        "nothing is written between rows"
+                    );
+                }
             }
         }
     }

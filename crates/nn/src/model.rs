@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Error, Result};
-use dcu_artifact::{Dataset, Model, ModelFacts, Tensor};
+use dcu_artifact::{Dataset, Model, ModelFacts, RidgeHead, Tensor};
 
 use crate::architecture::Architecture;
 use crate::graph::{Role, Slot};
@@ -21,16 +21,26 @@ pub fn to_artifact(network: &Network, recipe: &Recipe, dataset: &Dataset) -> Res
         recipe: to_json(recipe)?,
         class_names: dataset.facts.class_names.clone(),
         normalisation: dataset.facts.normalisation.clone(),
+        ridge: None,
+        unseen: false,
     };
     Ok(Model { tensors: finite_tensors(network)?, facts })
 }
 
-/// The artifact of a network that has the facts of the model that it was made from.
+/// The artifact of a network that was trained on from a model, whose facts it has, but that it saw the training set.
 ///
 /// # Errors
 /// When a weight is not finite.
 pub fn with_facts_of(network: &Network, model: &Model) -> Result<Model> {
-    Ok(Model { tensors: finite_tensors(network)?, facts: model.facts.clone() })
+    let tensors = finite_tensors(network)?;
+    let of_head = |name: &str| network.graph().head().is_some_and(|step| step.slots.iter().any(|slot| slot.name == name));
+    let trunk_moved = tensors.iter().any(|(name, tensor)| !of_head(name) && model.tensors.get(name) != Some(tensor));
+    let ridge = model
+        .facts
+        .ridge
+        .as_ref()
+        .map(|ridge| RidgeHead { trunk_saw_training_data: ridge.trunk_saw_training_data || trunk_moved, ..ridge.clone() });
+    Ok(Model { tensors, facts: ModelFacts { ridge, unseen: false, ..model.facts.clone() } })
 }
 
 fn finite_tensors(network: &Network) -> Result<BTreeMap<String, Tensor>> {
@@ -213,6 +223,8 @@ mod tests {
             recipe,
             class_names: vec!["a".into(), "b".into()],
             normalisation: Normalisation { mean: vec![0.0], std: vec![1.0] },
+            ridge: None,
+            unseen: false,
         };
         Model { tensors: Network::initialised(&architecture, &Streams::new(1, "test")).unwrap().to_tensors().unwrap(), facts }
     }

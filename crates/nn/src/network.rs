@@ -451,6 +451,14 @@ impl Network {
         self.run(images, 0..self.graph.features(), &mut Pass::in_eval_mode(&Trainable::none()))?.flatten_from(1)
     }
 
+    /// What a step takes for images, in eval mode, where nothing takes part in differentiation.
+    ///
+    /// # Errors
+    /// When the shapes do not fit, or one kernel computes the step and the one before it.
+    pub fn before(&self, step: usize, images: &Tensor) -> Result<Tensor> {
+        self.run(images, 0..step, &mut Pass::in_eval_mode(&Trainable::none()))
+    }
+
     /// The gradients of a loss of this network's output, one for each parameter that is trainable.
     ///
     /// # Errors

@@ -222,12 +222,17 @@ impl Lineage {
     }
 
     /// The stages behind a model that learned from the training set without knowing of the request: what they learned from the
-    /// forgotten data is still in it. None are behind a retraining, which takes the recipe of the model that it is given and not its weights.
-    pub(crate) fn learned_before_the_request<'a>(&'a self, model: &'a Instance) -> Vec<&'a str> {
-        if model.uses == "unlearn/retrain" {
+    /// forgotten data is still in it. None are behind a retraining, which takes the recipe of the model that it is given and not its weights, nor behind a last layer that is solved for
+    /// without the forget set on features that never saw it, as the metrics of the model say.
+    pub(crate) fn learned_before_the_request<'a>(&'a self, model: &'a Instance, metrics: &Metrics) -> Vec<&'a str> {
+        if model.uses == "unlearn/retrain" || model.solves() && trunk_is_unseen(metrics) {
             return Vec::new();
         }
-        let learned = |instance: &&Instance| !instance.only_chooses_samples() && !self.knows_request(instance);
+        // The sums that the forget set is taken out of are not what it leaves behind.
+        let is_taken_back = |instance: &Instance| model.uses == EXACT && instance.uses == STATISTICS;
+        let learned = |instance: &&Instance| {
+            !instance.only_chooses_samples() && instance.uses != PATCHES && !is_taken_back(instance) && !self.knows_request(instance)
+        };
         let mut stages: Vec<&str> = self.ancestors(model).into_iter().filter(learned).map(|instance| instance.stage.as_str()).collect();
         stages.dedup();
         stages
@@ -240,7 +245,24 @@ impl Lineage {
     }
 }
 
+/// Whether the layers before a last one that was solved for never saw the training set.
+pub(crate) fn trunk_is_unseen(metrics: &Metrics) -> bool {
+    metrics.facts.get("ridge").is_some_and(|ridge| ridge["trunk_saw_training_data"] == false)
+}
+
+/// Solves for a last layer by sums that the forget set is taken out of.
+const EXACT: &str = "unlearn/exact";
+/// Makes these sums, and solves for a last layer; with a request, without the forget set.
+const STATISTICS: &str = "condense/statistics";
+/// Learns from held-out images alone.
+const PATCHES: &str = "train/patches";
+
 impl Instance {
+    /// Whether it solves for a last layer and leaves all others as they are.
+    pub(crate) fn solves(&self) -> bool {
+        [EXACT, STATISTICS].contains(&self.uses.as_str())
+    }
+
     /// Whether it draws up a request, by whatever program.
     fn asks(&self) -> bool {
         self.outputs.values().any(|output| role_of(&output.schema) == Some(Role::Request))
@@ -340,8 +362,42 @@ mod tests {
     #[test]
     fn what_was_learned_with_the_forgotten_data_is_named() {
         let lineage = lineage();
-        let learned = |name| lineage.learned_before_the_request(lineage.named(name).unwrap());
+        let learned = |name| lineage.learned_before_the_request(lineage.named(name).unwrap(), &Metrics::default());
         assert_eq!(learned("modular"), ["base", "buckets", "offline", "condensed"]);
         assert!(learned("retrain").is_empty());
+    }
+
+    #[test]
+    fn what_is_taken_back_leaves_nothing_behind_but_in_a_trunk_that_saw_it() {
+        let instance = |name: &str, uses: &str, inputs: Value, output: &str| {
+            json!({ "stage": name, "instance": name, "uses": uses, "label": name, "seconds": { "total": 1.0 }, "inputs": inputs,
+                    "outputs": { "output": { "schema": output, "digest": name } } })
+        };
+        let lineage = |trunk: Value| {
+            let instances = json!([
+                instance("data", "data/load", json!({}), "dataset/1"),
+                trunk,
+                instance("sums", "condense/statistics", json!({ "model": ["trunk"], "dataset": ["data"] }), "model/1"),
+                instance("request", "data/request", json!({ "dataset": ["data"] }), "request/1"),
+                instance("exact", "unlearn/exact", json!({ "model": ["sums"], "statistics": ["sums"], "request": ["request"] }), "model/1"),
+                instance("finetune", "unlearn/finetune", json!({ "model": ["sums"], "request": ["request"] }), "model/1"),
+            ]);
+            Lineage::parse(json!({ "pipeline": "test", "instances": instances })).unwrap()
+        };
+        let metrics = |saw: bool| {
+            let ridge = json!({ "lambda": 1.0, "trunk_saw_training_data": saw });
+            Metrics { facts: [("ridge".to_owned(), ridge)].into_iter().collect(), ..Metrics::default() }
+        };
+        let learned = |lineage: &Lineage, name: &str, saw: bool| {
+            let stages = lineage.learned_before_the_request(lineage.named(name).unwrap(), &metrics(saw));
+            stages.into_iter().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let trained = lineage(instance("trunk", "train/fit", json!({ "dataset": ["data"] }), "model/1"));
+        assert_eq!(learned(&trained, "exact", true), ["trunk"]);
+        assert_eq!(learned(&trained, "finetune", true), ["trunk", "sums"]);
+        let imported = lineage(instance("trunk", "train/import", json!({ "dataset": ["data"] }), "model/1"));
+        assert!(learned(&imported, "exact", false).is_empty());
+        let patches = lineage(instance("trunk", "train/patches", json!({ "test": ["data"] }), "model/1"));
+        assert_eq!((learned(&patches, "exact", false).len(), learned(&patches, "finetune", true)), (0, vec!["sums".to_owned()]));
     }
 }

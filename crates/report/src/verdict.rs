@@ -1,7 +1,7 @@
 //! What the numbers say of a method, in words: whether it forgot as retraining does, what it costs, and what it leaves behind.
 
-use crate::lineage::Lineage;
-use crate::rows::{ATTACK, BreakEven, EARLIER, FORGET, FORGOTTEN_CLASSES, Row, Score};
+use crate::lineage::{Lineage, trunk_is_unseen};
+use crate::rows::{ATTACK, BreakEven, EARLIER, FORGET, FORGOTTEN_CLASSES, Judged, Row, Score};
 use crate::statistics::{Estimate, attack_noise};
 
 /// Differences up to this many points are none.
@@ -142,7 +142,11 @@ fn changed(row: &Row<'_>) -> Option<String> {
 }
 
 fn left_behind(lineage: &Lineage, row: &Row<'_>) -> Option<String> {
-    let learned = lineage.learned_before_the_request(row.runs[0].model);
+    let Judged { model, metrics, .. } = row.runs[0];
+    if model.solves() && trunk_is_unseen(metrics) {
+        return Some("Nothing that it rests on learned with the forgotten data, but for the one number `lambda`".to_owned());
+    }
+    let learned = lineage.learned_before_the_request(model, metrics);
     (!learned.is_empty()).then(|| format!("It still rests on what {} learned with the forgotten data", listed(&learned)))
 }
 

@@ -17,5 +17,6 @@ pub fn methods() -> Vec<dcu_stage::Entry> {
         entry::<methods::ensemble::Ensemble>(),
         entry::<Import<hub::Without>>(),
         entry::<methods::offline::Offline>(),
+        entry::<methods::patches::Patches>(),
     ]
 }

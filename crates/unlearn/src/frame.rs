@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::marker::PhantomData;
 
-use dcu_artifact::{Dataset, Ensemble, Holdout, Model, Request, Retain, Weights};
+use dcu_artifact::{Dataset, Ensemble, Holdout, Model, Request, Retain, Statistics, Weights};
 use dcu_nn::rng::Streams;
 use dcu_nn::train;
 use dcu_nn::{Network, Samples, model};
@@ -35,17 +35,24 @@ pub(crate) struct Wires {
     pub(crate) holdout: Need,
     pub(crate) ensemble: Need,
     pub(crate) weights: Need,
+    pub(crate) statistics: Need,
 }
 
 impl Wires {
     /// Only forget samples and weights.
-    pub(crate) const NONE: Self =
-        Self { retain: Need::Unused, test: Need::Unused, holdout: Need::Unused, ensemble: Need::Unused, weights: Need::Unused };
+    pub(crate) const NONE: Self = Self {
+        retain: Need::Unused,
+        test: Need::Unused,
+        holdout: Need::Unused,
+        ensemble: Need::Unused,
+        weights: Need::Unused,
+        statistics: Need::Unused,
+    };
     /// The retain set too, or what stands for it.
     pub(crate) const RETAIN: Self = Self { retain: Need::May, ..Self::NONE };
 
     /// The inputs of a method, the same for all methods but for what is read.
-    pub(crate) const fn inputs(self) -> [Input; 8] {
+    pub(crate) const fn inputs(self) -> [Input; 9] {
         [
             Input::one::<Model>("model"),
             Input::one::<Dataset>("dataset"),
@@ -55,6 +62,7 @@ impl Wires {
             input::<Holdout>("holdout", self.holdout),
             input::<Ensemble>("ensemble", self.ensemble),
             input::<Weights>("weights", self.weights),
+            input::<Statistics>("statistics", self.statistics),
         ]
     }
 }
@@ -141,6 +149,7 @@ pub(crate) struct Task {
     pub(crate) holdout: Option<Holdout>,
     pub(crate) ensemble: Option<Ensemble>,
     pub(crate) weights: Option<Weights>,
+    pub(crate) statistics: Option<Statistics>,
     pub(crate) streams: Streams,
     pub(crate) progress: Progress,
     pub(crate) checkpoints: Option<Checkpoints>,
@@ -157,6 +166,7 @@ impl Task {
         task.holdout = context.read_optional("holdout")?;
         task.ensemble = context.read_optional("ensemble")?;
         task.weights = context.read_optional("weights")?;
+        task.statistics = context.read_optional("statistics")?;
         task.progress = context.progress();
         task.checkpoints = Some(context.checkpoints());
         if let Some(retain) = &retain {
@@ -192,6 +202,7 @@ impl Task {
             holdout: None,
             ensemble: None,
             weights: None,
+            statistics: None,
             streams,
             progress: Progress::silent(),
             checkpoints: None,

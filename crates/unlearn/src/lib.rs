@@ -19,6 +19,7 @@ pub fn methods() -> Vec<dcu_stage::Entry> {
     vec![
         entry::<Stage<methods::modular::Modular>>(),
         entry::<Stage<methods::oracle::Match>>(),
+        entry::<Stage<methods::exact::Exact>>(),
         entry::<Stage<methods::random_label::RandomLabel>>(),
         entry::<Stage<methods::accelerated::Accelerated>>(),
         entry::<Stage<methods::amnesiac::Amnesiac>>(),

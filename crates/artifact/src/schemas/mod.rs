@@ -11,6 +11,7 @@ mod predictions;
 mod request;
 mod retain;
 mod role;
+mod statistics;
 mod weights;
 
 use std::collections::{BTreeMap, HashSet};
@@ -25,11 +26,12 @@ pub use dataset::{Dataset, DatasetFacts, Normalisation};
 pub use ensemble::{Ensemble, EnsembleFacts};
 pub use holdout::Holdout;
 pub use metrics::{Definition, Metrics};
-pub use model::{Model, ModelFacts};
+pub use model::{Model, ModelFacts, RidgeHead};
 pub use predictions::Predictions;
 pub use request::{Request, RequestFacts};
 pub use retain::{Retain, RetainFacts};
 pub use role::{Role, role_of};
+pub use statistics::{Statistics, StatisticsFacts};
 pub use weights::{Weights, WeightsFacts, WeightsKind};
 
 use crate::{Array, Content, Element, Tensor};
@@ -49,7 +51,7 @@ pub trait Payload: Sized {
     fn from_content(content: Content) -> Result<Self, String>;
 }
 
-const NEWEST: [(&str, u32); 11] = [
+const NEWEST: [(&str, u32); 12] = [
     ("buckets", 1),
     ("condensed", 2),
     ("dataset", 1),
@@ -60,6 +62,7 @@ const NEWEST: [(&str, u32); 11] = [
     ("predictions", 1),
     ("request", 1),
     ("retain", 1),
+    ("statistics", 1),
     ("weights", 1),
 ];
 
@@ -90,6 +93,7 @@ pub(crate) fn check_content(content: Content) -> Result<(), String> {
         Predictions::SCHEMA => Predictions::from_content(content).map(drop),
         Request::SCHEMA => Request::from_content(content).map(drop),
         Retain::SCHEMA => Retain::from_content(content).map(drop),
+        Statistics::SCHEMA => Statistics::from_content(content).map(drop),
         Weights::SCHEMA => Weights::from_content(content).map(drop),
         other => Err(format!("the schema `{other}` is unknown")),
     }

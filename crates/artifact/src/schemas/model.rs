@@ -28,6 +28,21 @@ pub struct ModelFacts {
     pub class_names: Vec<String>,
     /// How pixels become its input.
     pub normalisation: Normalisation,
+    /// How its last layer was solved for, where that was not trained like the others; retraining does so too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ridge: Option<RidgeHead>,
+    /// Whether all of its weights come from samples that are held out, none from the training set.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unseen: bool,
+}
+
+/// A last layer that is the ridge regression of the classes on the features before it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RidgeHead {
+    /// What was added to the diagonal of the sums of the features' products.
+    pub lambda: f64,
+    /// Whether weights of the layers before it were learned from the training set.
+    pub trunk_saw_training_data: bool,
 }
 
 impl Payload for Model {
@@ -106,6 +121,11 @@ fn check_facts(facts: &ModelFacts) -> Result<(), String> {
         && input.first().is_some_and(|found| found.as_u64() != Some(channels as u64))
     {
         return Err(format!("the architecture takes images of {} channels, the normalisation has {channels}", input[0]));
+    }
+    if let Some(RidgeHead { lambda, .. }) = facts.ridge
+        && !(lambda > 0.0 && lambda.is_finite())
+    {
+        return Err(format!("the `lambda` of its ridge regression is {lambda}; it is a positive number"));
     }
     check_recipe(&object("recipe", &facts.recipe)?)
 }

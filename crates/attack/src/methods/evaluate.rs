@@ -60,7 +60,11 @@ impl Method for Evaluate {
         let forgotten_classes = forgotten_classes(&dataset, &roles.retain);
         let evaluation = Evaluation { dataset: &dataset, test: &test, roles: &roles, forgotten_classes, seen: &seen, unseen: &unseen };
         context.progress().phase("scores");
-        context.write("metrics", &evaluation.metrics()?)
+        let mut metrics = evaluation.metrics()?;
+        if let Some(ridge) = &trained.facts.ridge {
+            metrics.facts.insert("ridge".into(), json!(ridge));
+        }
+        context.write("metrics", &metrics)
     }
 }
 

@@ -10,3 +10,4 @@ pub(crate) mod gm;
 pub(crate) mod inversion;
 pub(crate) mod mtt;
 pub(crate) mod reduce;
+pub(crate) mod statistics;

@@ -186,7 +186,7 @@ fn matched(
 }
 
 /// How far weights are moved for a difference of gradients, of the norm of all of them.
-const MOVE: f64 = 1e-2;
+const MOVE: f64 = 1e-3;
 
 #[cfg(test)]
 mod tests {
@@ -225,7 +225,7 @@ mod tests {
         let norm = f64::from(gradient.iter().map(|value| value * value).sum::<f32>().sqrt());
         let before = canvas.pixels().as_detached_tensor().copy().unwrap();
         let direction = Tensor::from_vec(gradient, before.dims(), &Device::Cpu).unwrap();
-        let by = 2e-2_f64;
+        let by = 2e-3_f64;
         let mut sides = Vec::new();
         for sign in [1.0, -1.0] {
             canvas.pixels().set(&(&before + (&direction * (sign * by / norm)).unwrap()).unwrap()).unwrap();

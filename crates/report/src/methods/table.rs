@@ -88,7 +88,7 @@ impl<'a> Report<'a> {
         let scores = self.scores();
         let mut heading = vec!["method"];
         heading.extend(scores.iter().map(|score| score.heading));
-        heading.extend(["distance", "null", "passes", "once s", "request s", "break-even"]);
+        heading.extend(["distance", "null", "passes", "once s", "each s", "break-even"]);
         let rows = self.rows.iter().map(|row| {
             let mut cells = vec![row.name()];
             cells.extend(scores.iter().map(|score| row.scores.get(score.name).map_or("-".into(), |estimate| shown(*estimate, 100.0))));
@@ -131,7 +131,7 @@ impl<'a> Report<'a> {
         }
         if self.rows.iter().any(|row| row.phases.once() > 0.0) {
             notes.push(
-                "once: what does not depend on the request, but for data and the original model. request: what does. break-even: once / (what retraining costs for a \
+                "once: what does not depend on the request, but for data and the original model. each: what does. break-even: once / (what retraining costs for a \
                  request - what the method does), the requests after which the former has paid for itself."
                     .to_owned(),
             );
@@ -299,7 +299,7 @@ impl<'a> Report<'a> {
                     Some(BreakEven::Never) => json!("never"),
                     None => Value::Null,
                 },
-                "still_rests_on": self.lineage.learned_before_the_request(row.runs[0].model),
+                "still_rests_on": self.lineage.learned_before_the_request(row.runs[0].model, row.runs[0].metrics),
                 "verdict": verdict,
                 "runs": runs.collect::<Vec<_>>(),
             })
@@ -389,7 +389,7 @@ mod tests {
                 " 100 %",
                 " 100 %",
                 "once s",
-                "request s",
+                "each s",
                 "break-even",
                 "Pipeline `test`, seeds 1, data dddddddddddd.",
             ] {

@@ -4,3 +4,4 @@ pub(crate) mod ensemble;
 pub(crate) mod fit;
 pub(crate) mod import;
 pub(crate) mod offline;
+pub(crate) mod patches;

@@ -7,6 +7,7 @@ pub(crate) mod boundary_expand;
 pub(crate) mod boundary_shrink;
 pub(crate) mod datamodel;
 pub(crate) mod distillation;
+pub(crate) mod exact;
 pub(crate) mod finetune;
 pub(crate) mod fisher;
 pub(crate) mod gradient_ascent;

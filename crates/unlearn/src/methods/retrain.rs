@@ -1,7 +1,8 @@
-//! `unlearn/retrain`: training from scratch without the forget set, which is what every other method is judged by.
+//! `unlearn/retrain`: training from scratch without the forget set, which is what every other method is judged by. A last layer that was solved for is solved for anew.
 
+use dcu_nn::ridge::{self, Trunk};
 use dcu_nn::{Network, model};
-use dcu_stage::Rejected;
+use dcu_stage::{Failure, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -37,7 +38,7 @@ impl Default for Parameters {
 
 impl Unlearn for Retrain {
     const NAME: &'static str = "retrain";
-    const SUMMARY: &'static str = "Trains from scratch on the retain set, by the base model's architecture and recipe, never its weights";
+    const SUMMARY: &'static str = "Trains from scratch on the retain set, by the base model's architecture and recipe, never its weights but those that the training set had no part in";
     const WIRES: Wires = Wires { test: Need::May, holdout: Need::May, ..Wires::RETAIN };
 
     type Parameters = Parameters;
@@ -51,7 +52,30 @@ impl Unlearn for Retrain {
 
     fn unlearn(parameters: &Parameters, task: &mut Task) -> anyhow::Result<Network> {
         task.streams = task.streams.clone().replicate(parameters.replicate);
-        let (recipe, share) = parameters.length().of(&model::recipe(&task.model)?, task)?;
-        fit(task.fresh()?, (&recipe, share), task)
+        let ridge = task.model.facts.ridge.clone();
+        // A trunk that never saw the training set is no part of what was trained.
+        let network = if ridge.as_ref().is_none_or(|ridge| ridge.trunk_saw_training_data) {
+            let (recipe, share) = parameters.length().of(&model::recipe(&task.model)?, task)?;
+            fit(task.fresh()?, (&recipe, share), task)?
+        } else {
+            task.original()?
+        };
+        match ridge {
+            Some(ridge) => solved_for(ridge.lambda, &network, task),
+            None => Ok(network),
+        }
     }
+}
+
+/// The network with a last layer that is solved for anew, from the retain set alone.
+fn solved_for(lambda: f64, network: &Network, task: &Task) -> anyhow::Result<Network> {
+    task.progress.phase("features");
+    if task.retain.len() != task.request.retain.len() {
+        let message = "a last layer that is solved for needs the whole retain set, not rows in its place";
+        return Err(Failure::new(message, "leave out `retain` and `budget`").into());
+    }
+    let trained = model::with_facts_of(network, &task.model)?;
+    let trunk = Trunk::new(&trained, false)?;
+    let statistics = trunk.statistics(&task.dataset, &task.retain, task.request.retain.clone(), lambda)?;
+    Ok(model::to_network(&trunk.with_head(&trained, &ridge::solve(&statistics, lambda)?)?)?)
 }
