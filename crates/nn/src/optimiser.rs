@@ -499,8 +499,8 @@ mod tests {
         let gradient = drawn(4, 9);
         let weight = Var::from_tensor(&gradient.zeros_like().unwrap()).unwrap();
         let bias = Var::from_tensor(&Tensor::new(&[1.0_f64, 2.0], &Device::Cpu).unwrap()).unwrap();
-        let gradients: Gradients =
-            [("weight".to_owned(), gradient.clone()), ("bias".to_owned(), bias.as_detached_tensor())].into_iter().collect();
+        let of_bias = bias.as_detached_tensor().copy().unwrap();
+        let gradients: Gradients = [("weight".to_owned(), gradient.clone()), ("bias".to_owned(), of_bias)].into_iter().collect();
         let parameters = BTreeMap::from([("weight", &weight), ("bias", &bias)]);
         let mut optimiser = Optimiser::new(Rule::Muon { momentum: 0.9, others: 0.0 });
         optimiser.step(&parameters, &gradients, 0.1).unwrap();
