@@ -220,17 +220,23 @@ fn killed_stages_go_on_where_they_were_and_end_with_the_same_bytes() {
         std::fs::remove_file(project.path("resumed.safetensors")).unwrap();
     };
     clear();
-    let ensemble = by_hand(&project, "ensemble", "{ folds: 80 }", &[("dataset", "data.train"), ("model", "base#1")]);
+    let ensemble = by_hand(&project, "ensemble", "{ models: 80 }", &[("dataset", "data.train"), ("model", "base#1")]);
     goes_on_after_a_kill(&project, "dcu-train", &seeded(ensemble), "ensemble");
 
     clear();
     let inputs = [("model", "base#1"), ("dataset", "data.train"), ("request", "request#1"), ("ensemble", "folds#1")];
-    let matched = by_hand(&project, "match", "{ passes: 600, share: 1.0 }", &inputs);
+    let matched = by_hand(&project, "match", "{ budget: 100 }", &inputs);
     goes_on_after_a_kill(&project, "dcu-unlearn", &seeded(matched), "model");
 
     clear();
-    let inputs =
-        [("model", "offline#1"), ("dataset", "data.train"), ("retain", "reduced#1"), ("test", "data.test"), ("holdout", "holdout")];
+    let inputs = [
+        ("model", "offline#1"),
+        ("dataset", "data.train"),
+        ("request", "request#1"),
+        ("retain", "reduced#1"),
+        ("test", "data.test"),
+        ("holdout", "holdout"),
+    ];
     let modular = by_hand(&project, "modular", "{ overture: 300, final_rest: 0.5 }", &inputs);
     goes_on_after_a_kill(&project, "dcu-unlearn", &seeded(modular), "model");
 }
