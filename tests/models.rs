@@ -173,7 +173,8 @@ fn a_head_for_other_classes_is_refused_kept_in_part_or_made_new() {
 fn weights_that_are_no_file_are_refused_without_waiting() {
     let project = importing("path: pipe");
     assert!(std::process::Command::new("mkfifo").arg(project.path("pipe")).status().unwrap().success());
-    for setting in ["base.path=pipe", "base.path=/dev/zero", "base.path=."] {
+    let pipe = format!("base.path={}", project.path("pipe").display());
+    for setting in [pipe.as_str(), "base.path=/dev/zero", "base.path=."] {
         let error = run(&project, &["--set", setting]).failure();
         assert!(error.contains("it is no plain file"), "{setting}: {error}");
     }

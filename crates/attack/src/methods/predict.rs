@@ -3,7 +3,7 @@
 use dcu_artifact::{Dataset, Model, Predictions};
 use dcu_nn::evaluate::judge;
 use dcu_nn::{Samples, model};
-use dcu_stage::{Context, Input, Method, Output, Rejected};
+use dcu_stage::{ChooseDevice, Context, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,7 @@ impl Method for Predict {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "What a model says of every sample of its dataset and of the test set";
     const USES_SEED: bool = false;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] = &[Input::one::<Model>("model"), Input::one::<Dataset>("dataset"), Input::one::<Dataset>("test")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Predictions>("predictions")];
 

@@ -3,7 +3,7 @@
 use dcu_artifact::{Array, Buckets, Dataset, Model, Reach, Request, Retain, RetainFacts};
 use dcu_nn::rng::Streams;
 use dcu_nn::{Samples, evaluate, model};
-use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
+use dcu_stage::{ChooseDevice, Context, Failure, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +46,7 @@ impl Method for Coreset {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Chooses real retained samples that stand for the others: at random, by herding, k-centre or as medoids";
     const USES_SEED: bool = true;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] = &[
         Input::one::<Dataset>("dataset"),
         Input::optional::<Request>("request"),

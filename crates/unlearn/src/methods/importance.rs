@@ -2,7 +2,7 @@
 
 use dcu_artifact::{Dataset, Model, Weights, WeightsFacts, WeightsKind};
 use dcu_nn::{Samples, model};
-use dcu_stage::{Context, Input, Method, Output, Rejected};
+use dcu_stage::{ChooseDevice, Context, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,7 @@ impl Method for OfData {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "How much each parameter matters for the training data, which `ssd` and `lfssd` compare with";
     const USES_SEED: bool = false;
+    const DEVICE: Option<ChooseDevice> = Some(dcu_nn::place::choose);
     const INPUTS: &'static [Input] = &[Input::one::<Model>("model"), Input::one::<Dataset>("dataset")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Weights>("weights")];
 
