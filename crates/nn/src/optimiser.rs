@@ -274,11 +274,14 @@ fn muon_step(parameter: &Var, gradient: &Tensor, velocity: &mut Moments, [moment
 fn orthogonal(matrix: &Tensor) -> Result<Tensor> {
     const COEFFICIENTS: [f64; 3] = [3.4445, -4.775, 2.0315];
     const EPSILON: f64 = 1e-7;
+    const STEPS: u64 = 5;
     let is_tall = matrix.dim(0)? > matrix.dim(1)?;
     let mut found = if is_tall { matrix.t()?.contiguous()? } else { matrix.contiguous()? };
     let norm = found.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt();
     found = (found / (norm + EPSILON))?;
-    for _ in 0..5 {
+    let (rows, columns) = found.dims2()?;
+    tally::others(STEPS * 2 * (2 * rows * rows * columns + rows.pow(3)) as u64);
+    for _ in 0..STEPS {
         let [first, third, fifth] = COEFFICIENTS;
         // The product of a matrix with its transposed is symmetric, and so is the square of that.
         let square = ops::linear(&found, &found, None)?;

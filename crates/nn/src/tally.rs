@@ -9,7 +9,8 @@
 //! - **operations**: multiplications and additions, by definition and not by what a kernel makes of it: forward [`Step::operations`] of all steps gone through;
 //!   backward what [`Step::operations_back`] says, for the gradients of what is trained and for those that lead there.
 //!
-//! What is not done by a network is not counted: losses, distances, clustering, the optimiser's own arithmetic.
+//! What is not done by a network is not counted: losses, distances, clustering, the optimiser's own arithmetic, but for the products that make a step orthogonal
+//! ([`crate::optimiser::Rule::Muon`]), which can be more than those of the network.
 //!
 //! Backward is counted by an operation at the end of a pass that hands gradients on as they are. So it counts whoever asks for the gradient, as often
 //! as it comes back, and not where a pass was made that nobody learned from.
@@ -47,6 +48,11 @@ pub fn set(cost: Cost) {
 pub(crate) fn forward(samples: usize, operations: u64) {
     FORWARD.fetch_add(samples as u64, Ordering::Relaxed);
     OPERATIONS.fetch_add(operations.saturating_mul(samples as u64), Ordering::Relaxed);
+}
+
+/// So many operations that no network does.
+pub(crate) fn others(operations: u64) {
+    OPERATIONS.fetch_add(operations, Ordering::Relaxed);
 }
 
 /// A step of an optimiser.
