@@ -257,7 +257,7 @@ fn check_targets(name: &str, targets: &Array<f32>, rows: usize) -> Result<(), St
     for row in 0..rows {
         let values = targets.row(row);
         let sum: f64 = values.iter().map(|&value| f64::from(value)).sum();
-        if values.iter().any(|value| !(*value >= 0.0)) || (sum - 1.0).abs() > 1e-3 {
+        if values.iter().any(|value| value.is_nan() || *value < 0.0) || (sum - 1.0).abs() > 1e-3 {
             return Err(format!("row {row} of tensor `{name}` holds no probabilities: they are 0 or more, and sum up to {sum}, not 1"));
         }
     }

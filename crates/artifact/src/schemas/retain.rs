@@ -93,7 +93,7 @@ impl Payload for Retain {
         check_finite_f32("condensed_images", &condensed_images.data)?;
         check_targets("condensed_targets", &condensed_targets, rows)?;
         for (name, weights) in [("weights", &weights), ("condensed_weights", &condensed_weights)] {
-            if let Some(position) = weights.iter().position(|weight| !(*weight > 0.0 && weight.is_finite())) {
+            if let Some(position) = weights.iter().position(|weight| !weight.is_finite() || *weight <= 0.0) {
                 return Err(format!("tensor `{name}` holds {} at position {position}; weights are positive", weights[position]));
             }
         }

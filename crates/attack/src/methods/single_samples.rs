@@ -111,7 +111,7 @@ fn metrics(unlearned: &[Vec<f64>], retrained: &[Vec<f64>], ids: &[u64], floor: f
     let mut metrics = Metrics::default();
     metrics.facts.insert("counts".into(), json!({ "forget": ids.len(), "unlearned": unlearned.len(), "retrained": retrained.len() }));
     let mut rates = vec![0.0; ids.len()];
-    let mut of_model = vec![Vec::new(), Vec::new()];
+    let mut of_model = [Vec::new(), Vec::new()];
     for (kind, (own, other)) in [(unlearned, retrained), (retrained, unlearned)].into_iter().enumerate() {
         for model in 0..own.len() {
             let mut hits = 0.0;

@@ -187,7 +187,7 @@ mod tests {
         // Two buckets, whose images differ from their means by 0.1.
         let pixel = |row: usize, place: usize| {
             let mean = if row < 4 { (place as f32).sin() } else { -(place as f32).cos() };
-            mean + if row % 2 == 0 { 0.1 } else { -0.1 }
+            mean + if row.is_multiple_of(2) { 0.1 } else { -0.1 }
         };
         let values = (0..8 * 12).map(|index| pixel(index / 12, index % 12)).collect();
         let bucket: Vec<u32> = (0..8).map(|row| row / 4).collect();
