@@ -64,25 +64,6 @@ impl<'a, T> Matrix<'a, T> {
         self.values
     }
 
-    /// The values row by row. They are gathered in square blocks, so that each line of memory is read once.
-    fn by_row(self) -> Vec<T>
-    where
-        T: Real,
-    {
-        let mut values = vec![T::default(); self.rows * self.columns];
-        values.par_chunks_mut(PANEL * self.columns).enumerate().for_each(|(block, values)| {
-            for from in (0..self.columns).step_by(PANEL) {
-                let columns = PANEL.min(self.columns - from);
-                for (row, values) in values.chunks_exact_mut(self.columns).enumerate() {
-                    let source = self.values[(block * PANEL + row) * self.row_stride + from * self.column_stride..].iter();
-                    let target = &mut values[from..from + columns];
-                    target.iter_mut().zip(source.step_by(self.column_stride)).for_each(|(target, &value)| *target = value);
-                }
-            }
-        });
-        values
-    }
-
     fn rows_from(self, from: usize, rows: usize) -> Self {
         Self { values: &self.values[from * self.row_stride..], rows, ..self }
     }
@@ -138,9 +119,14 @@ fn fill_panel<T: Real>(right: Matrix<'_, T>, panel: usize, values: &mut [T]) {
     let columns = PANEL.min(right.columns - from);
     if right.column_stride == 1 {
         for (row, values) in values.chunks_exact_mut(PANEL).enumerate() {
-            let start = row * right.row_stride + from;
-            values[..columns].copy_from_slice(&right.values[start..start + columns]);
-            values[columns..].fill(T::default());
+            let source = &right.values[row * right.row_stride + from..];
+            if columns == PANEL {
+                // Of a known length, which takes no call.
+                values.copy_from_slice(&source[..PANEL]);
+            } else {
+                values[..columns].copy_from_slice(&source[..columns]);
+                values[columns..].fill(T::default());
+            }
         }
         return;
     }
@@ -200,13 +186,7 @@ pub(crate) fn add_lower_product<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, 
         return;
     }
     assert!(sum.len() >= (size - 1) * stride + size, "a sum of {size} rows and columns");
-    let by_row;
-    let left = if left.column_stride == 1 {
-        left
-    } else {
-        by_row = left.by_row();
-        Matrix::new(&by_row, left.rows, left.columns)
-    };
+    let tasks = RowTasks::of(left);
     let mut values = Vec::new();
     let panels = lay_out_on_all_threads(right, &mut values);
     // The last rows have the most columns, and so go first.
@@ -215,12 +195,45 @@ pub(crate) fn add_lower_product<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, 
         if first >= size {
             return;
         }
-        let rows = ROWS_PER_TASK.min(size - first);
-        // SAFETY: `sum` is exclusively borrowed, and holds `rows` rows, the last one up to `size` at least.
+        let rows = tasks.rows_of(task);
+        // SAFETY: `sum` is exclusively borrowed, and holds as many rows, the last one up to `size` at least.
         unsafe {
-            multiply_panels(left.rows_from(first, rows), panels, 0..(first + rows).div_ceil(PANEL), (sum.as_mut_ptr(), stride), true);
+            multiply_panels(rows, panels, 0..(first + rows.rows).div_ceil(PANEL), (sum.as_mut_ptr(), stride), true);
         }
     });
+}
+
+/// The left factor of a product, cut into tasks of [`ROWS_PER_TASK`] rows.
+struct RowTasks<'a, T> {
+    left: Matrix<'a, T>,
+    /// Of a transpose, the tasks' values one after another, each column by column: they lie together, and lines of memory were copied whole.
+    gathered: Vec<T>,
+}
+
+impl<'a, T: Real> RowTasks<'a, T> {
+    fn of(left: Matrix<'a, T>) -> Self {
+        if left.column_stride == 1 || left.columns == 0 {
+            return Self { left, gathered: Vec::new() };
+        }
+        assert_eq!(left.row_stride, 1, "the rows of a transpose lie side by side");
+        let mut gathered = vec![T::default(); left.rows * left.columns];
+        gathered.par_chunks_mut(ROWS_PER_TASK * left.columns).enumerate().for_each(|(task, values)| {
+            let rows = values.len() / left.columns;
+            for (column, values) in values.chunks_exact_mut(rows).enumerate() {
+                values.copy_from_slice(&left.values[column * left.column_stride + task * ROWS_PER_TASK..][..rows]);
+            }
+        });
+        Self { left, gathered }
+    }
+
+    fn rows_of(&self, task: usize) -> Matrix<'_, T> {
+        let first = task * ROWS_PER_TASK;
+        let (rows, columns) = (ROWS_PER_TASK.min(self.left.rows - first), self.left.columns);
+        if self.gathered.is_empty() {
+            return self.left.rows_from(first, rows);
+        }
+        Matrix::new(&self.gathered[first * columns..][..rows * columns], columns, rows).transposed()
+    }
 }
 
 fn lay_out_on_all_threads<'a, T: Real>(right: Matrix<'_, T>, values: &'a mut Vec<T>) -> Panels<'a, T> {
@@ -239,13 +252,7 @@ pub(crate) fn product_plus<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, T>, r
     if left.columns == 0 {
         return if row.is_empty() { vec![T::default(); left.rows * right.columns] } else { row.repeat(left.rows) };
     }
-    let by_row;
-    let left = if left.column_stride == 1 {
-        left
-    } else {
-        by_row = left.by_row();
-        Matrix::new(&by_row, left.rows, left.columns)
-    };
+    let tasks = RowTasks::of(left);
     let mut result: Vec<T> = Vec::with_capacity(left.rows * right.columns);
     let mut values = Vec::new();
     let panels = lay_out_on_all_threads(right, &mut values);
@@ -253,7 +260,7 @@ pub(crate) fn product_plus<T: Real>(left: Matrix<'_, T>, right: Matrix<'_, T>, r
     let (row_tasks, panel_tasks) = (left.rows.div_ceil(ROWS_PER_TASK), panels.count().div_ceil(PANELS_PER_TASK));
     (0..row_tasks * panel_tasks).into_par_iter().for_each(|task| {
         let (first_row, first_panel) = (task / panel_tasks * ROWS_PER_TASK, task % panel_tasks * PANELS_PER_TASK);
-        let rows = left.rows_from(first_row, ROWS_PER_TASK.min(left.rows - first_row));
+        let rows = tasks.rows_of(task / panel_tasks);
         let columns = first_panel..(first_panel + PANELS_PER_TASK).min(panels.count());
         let added = if row.is_empty() { row } else { &row[columns.start * PANEL..right.columns.min(columns.end * PANEL)] };
         // SAFETY: each task writes its own block of `result`, which has room for all and outlives the loop, and reads what it has written.
@@ -439,7 +446,9 @@ mod tests {
     #[test]
     fn products_of_transposes_agree_with_the_definition() {
         let values = |count: usize, step: usize| (0..count).map(|index| ((index * step) % 17) as f64 - 8.0).collect::<Vec<f64>>();
-        for (rows, inner, columns) in [(1, 1, 1), (3, 5, 150), (70, 9, 129), (13, 800, 16), (3, 0, 2), (0, 3, 2), (3, 2, 0), (0, 0, 0)] {
+        for (rows, inner, columns) in
+            [(1, 1, 1), (3, 5, 150), (200, 9, 20), (70, 9, 129), (13, 800, 16), (3, 0, 2), (0, 3, 2), (3, 2, 0), (0, 0, 0)]
+        {
             let (left, right) = (values(rows * inner, 5), values(inner * columns, 7));
             for (left_matrix, right_matrix) in [
                 (Matrix::new(&left, rows, inner), Matrix::new(&right, inner, columns)),
@@ -463,7 +472,10 @@ mod tests {
             let values: Vec<f64> = (0..size * inner).map(|index| ((index * 5) % 17) as f64 - 8.0).collect();
             let rows = Matrix::new(&values, size, inner);
             let expected = naive(rows, rows.transposed());
-            let columns: Vec<f64> = rows.transposed().by_row();
+            let columns: Vec<f64> = (0..inner)
+                .flat_map(|column| (0..size).map(move |row| (row, column)))
+                .map(|(row, column)| values[row * inner + column])
+                .collect();
             for left in [rows, Matrix::new(&columns, inner, size).transposed()] {
                 let mut sum = vec![0.5; (size - 1) * stride + size];
                 add_lower_product(left, rows.transposed(), &mut sum, stride);

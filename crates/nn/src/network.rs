@@ -169,7 +169,7 @@ pub struct Network {
     pieces: Vec<Piece>,
     place: Place,
     parameters: BTreeMap<String, Var>,
-    /// Where the gradients of the layers' weights are left during [`Self::backward`].
+    /// Where operations leave gradients of parameters during [`Self::backward`].
     deposits: BTreeMap<String, Deposit>,
     averages: BTreeMap<String, RunningAverages>,
     /// Weights that no training moves.
@@ -249,9 +249,7 @@ impl Network {
                     Role::Dictionary => drop(fixed.insert(slot.name.clone(), tensor(values(slot)?)?)),
                     Role::Weight | Role::Bias | Role::Scale | Role::Shift | Role::Embedding => {
                         parameters.insert(slot.name.clone(), Var::from_tensor(&tensor(values(slot)?)?)?);
-                        if slot.role == Role::Weight {
-                            deposits.insert(slot.name.clone(), Deposit::default());
-                        }
+                        deposits.insert(slot.name.clone(), Deposit::default());
                     }
                 }
             }
@@ -530,21 +528,58 @@ impl Network {
     fn go_through(&self, values: &mut BTreeMap<Value, Tensor>, pieces: &[Piece], pass: &mut Pass<'_>) -> Result<()> {
         let mut rest = pieces;
         while let Some(piece) = rest.first() {
-            let frozen = self.frozen_run(rest, pass);
-            let count = frozen.len().max(1);
-            let end = rest[count - 1].steps.end;
-            let result = if frozen.is_empty() {
+            let (frozen, chained) = (self.frozen_run(rest, pass), self.chained_run(rest));
+            let count = frozen.len().max(chained.len()).max(1);
+            let (start, end) = (piece.steps.start, rest[count - 1].steps.end);
+            let result = if !frozen.is_empty() {
+                let input = argument(values, self.graph.steps()[start].inputs[0])?;
+                if self.composes() { composed::frozen_blocks(&input, &frozen)? } else { ops::frozen_blocks(&input, &frozen)? }
+            } else if chained.is_empty() {
                 self.compute(values, piece, pass)?
             } else {
-                let input = argument(values, self.graph.steps()[piece.steps.start].inputs[0])?;
-                if self.composes() { composed::frozen_blocks(&input, &frozen)? } else { ops::frozen_blocks(&input, &frozen)? }
+                let parameters = self.with_deposits(start..end, pass.trainable);
+                ops::chain(&argument(values, start)?, parameters, |input| {
+                    let mut values = BTreeMap::from([(start, input.clone())]);
+                    for piece in chained {
+                        let result = self.compute(&values, piece, pass)?;
+                        self.replace(&mut values, piece.steps.end, result);
+                    }
+                    argument(&values, end)
+                })?
             };
-            // What nobody will ask for again.
-            values.retain(|&value, _| self.graph.last_use(value) >= end);
-            values.insert(end, result);
+            self.replace(values, end, result);
             rest = &rest[count..];
         }
         Ok(())
+    }
+
+    /// Takes up the value after some steps, and drops those that nobody will ask for again.
+    fn replace(&self, values: &mut BTreeMap<Value, Tensor>, end: Value, result: Tensor) {
+        values.retain(|&value, _| self.graph.last_use(value) >= end);
+        values.insert(end, result);
+    }
+
+    /// The pieces at the start of `pieces`, if any, that are chained: those on tokens, as many as take nothing from before the first one but its input, and
+    /// leave nothing but the result of the last one.
+    fn chained_run<'a>(&self, pieces: &'a [Piece]) -> &'a [Piece] {
+        let is_of_tokens = |piece: &&Piece| {
+            let steps = &self.graph.steps()[piece.steps.clone()];
+            steps.iter().all(|step| step.shape.len() == 2 && step.operation != Operation::Tokens)
+        };
+        let start = pieces.first().map_or(0, |piece| piece.steps.start);
+        let is_closed = |count: &usize| {
+            let range = start..pieces[count - 1].steps.end;
+            let takes_from_before = self.graph.steps()[range.clone()].iter().flat_map(|step| &step.inputs).any(|&value| value < start);
+            !takes_from_before && (start + 1..range.end).all(|value| self.graph.last_use(value) < range.end)
+        };
+        let most = if self.composes() { 0 } else { pieces.iter().take_while(is_of_tokens).count() };
+        &pieces[..(2..=most).rev().find(is_closed).unwrap_or(0)]
+    }
+
+    /// The trainable parameters of some steps, and where a chain leaves their gradients.
+    fn with_deposits(&self, steps: Range<usize>, trainable: &Trainable) -> Vec<(Tensor, Deposit)> {
+        let slots = self.graph.steps()[steps].iter().flat_map(|step| &step.slots).filter(|slot| trainable.contains(&slot.name));
+        slots.map(|slot| (self.parameters[&slot.name].as_tensor().clone(), self.deposits[&slot.name].clone())).collect()
     }
 
     /// The blocks at the start of `pieces` that are frozen and pass their result on to the next one only.
@@ -863,4 +898,35 @@ pub fn backward_to(loss: &Tensor, networks: &[(&Network, &Trainable)], inputs: &
         network.parameters(trainable).into_iter().map(of_parameter).collect()
     };
     Ok((networks.iter().map(of_network).collect::<Result<_>>()?, of_inputs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::architecture::Family;
+
+    fn chains(family: Family, place: Place) -> Vec<Range<usize>> {
+        let network = Network::initialised(&Architecture::of_family(family, [3, 32, 32], 10), &Streams::new(1, "test")).unwrap();
+        let network = network.moved_to(place).unwrap();
+        let (mut chains, mut rest) = (Vec::new(), &network.pieces[..]);
+        while !rest.is_empty() {
+            let chained = network.chained_run(rest);
+            chains.extend(chained.first().map(|piece| piece.steps.start..chained[chained.len() - 1].steps.end));
+            rest = &rest[chained.len().max(1)..];
+        }
+        chains
+    }
+
+    #[test]
+    fn all_blocks_of_a_transformer_are_one_chain_and_other_networks_have_none() {
+        let graph = Architecture::of_family(Family::VitTiny, [3, 32, 32], 10).graph().unwrap();
+        let place = |operation: fn(&Operation) -> bool| graph.steps().iter().position(|step| operation(&step.operation)).unwrap();
+        let tokens = place(|operation| matches!(operation, Operation::Tokens));
+        let first_token = place(|operation| matches!(operation, Operation::FirstToken));
+        assert_eq!(chains(Family::VitTiny, Place::default()), [tokens + 1..first_token]);
+        assert!(chains(Family::VitTiny, Place { composed: true, ..Place::default() }).is_empty());
+        for family in [Family::Mlp, Family::Cnn, Family::Resnet18, Family::Convnet3] {
+            assert!(chains(family, Place::default()).is_empty(), "{family:?}");
+        }
+    }
 }

@@ -456,6 +456,50 @@ fn two_layers_with_a_gelu_between() {
     assert!(error.contains("do not take 5 inputs"), "{error}");
 }
 
+/// A chain gives what its operations give one after the other, also where a value is used twice, and leaves the gradients of parameters in their deposits.
+#[test]
+fn a_chain_is_its_operations_one_after_the_other() {
+    let variable = |name: &str, shape: &[usize]| Var::from_tensor(&random(name, shape)).unwrap();
+    let (input, weight, bias) = (variable("input", &[2, 4, 6]), variable("weight", &[6, 6]), variable("bias", &[6]));
+    let [scale, shift] = ["scale", "shift"].map(|name| variable(name, &[6]));
+    let run = |input: &Tensor| {
+        let value = ops::linear(&ops::layer_norm(input, &scale, &shift, 1e-6)?, &weight, bias.as_tensor())?;
+        let value = ops::add(input, &ops::attention_of_tokens(&Tensor::cat(&[&value, &value, &value], 2)?, 2)?)?;
+        ops::gelu(&value)
+    };
+    // What is composed of candle's own has no place in a chain.
+    let without_composed = |input: &Tensor| {
+        let value = ops::linear(&ops::layer_norm(input, &scale, &shift, 1e-6)?, &weight, bias.as_tensor())?;
+        ops::gelu(&ops::add(input, &value)?)
+    };
+    let parameters = [&weight, &bias, &scale, &shift];
+    let backward = |output: &Tensor| output.sqr().and_then(|squares| squares.sum_all()?.backward()).unwrap();
+    let expected = without_composed(&input).unwrap();
+    let gradients = backward(&expected);
+    let deposits = [(); 4].map(|()| ops::Deposit::default());
+    let places = || parameters.iter().zip(&deposits).map(|(parameter, deposit)| (parameter.as_tensor().clone(), deposit.clone())).collect();
+    let output = ops::chain(&input, places(), without_composed).unwrap();
+    assert_eq!(values(&output), values(&expected));
+    // The second time too.
+    for _ in 0..2 {
+        let found = backward(&output);
+        assert_eq!(values(found.get(&input).unwrap()), values(gradients.get(&input).unwrap()));
+        for (parameter, deposit) in parameters.iter().zip(&deposits) {
+            assert!(found.get(parameter).is_none());
+            assert_eq!(values(&deposit.take().unwrap()), values(gradients.get(parameter).unwrap()));
+        }
+    }
+    let of_unnamed = ops::chain(&input, Vec::new(), without_composed).unwrap();
+    for output in [of_unnamed, ops::chain(&input, places(), run).unwrap()] {
+        let error = output.sum_all().and_then(|sum| sum.backward()).unwrap_err().to_string();
+        assert!(error.contains("leave the chain"), "{error}");
+    }
+    // Without an input that takes part there is nothing for candle to hand a gradient to, and it collects those of the parameters.
+    let output = ops::chain(&input.as_detached_tensor(), places(), without_composed).unwrap();
+    assert_eq!(values(backward(&output).get(&bias).unwrap()), values(gradients.get(&bias).unwrap()));
+    assert!(deposits.iter().all(|deposit| deposit.take().is_none()));
+}
+
 /// Those of one sample after the other sum up to that of the batch.
 #[test]
 fn gradients_of_samples_are_those_of_batches_of_one() {

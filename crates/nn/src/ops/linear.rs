@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::storage::{apply3, dtype_of, for_real, gradient_of, on_cpu, stored, values, with_values};
 use super::weight::{Target, Weight, or_none};
 use crate::matrix::{Matrix, Panels, Real, multiply, product, product_plus};
+use crate::vector::vectorised;
 
 /// Rows of a column's sum that are added up on one thread.
 const ROWS_PER_BLOCK: usize = 1024;
@@ -125,9 +126,14 @@ pub(super) fn column_sums<T: Real>(values: &[T], columns: usize) -> Vec<T> {
         .par_chunks(ROWS_PER_BLOCK * columns)
         .map(|block| {
             let mut sums = vec![0.0; columns];
-            for row in block.chunks_exact(columns) {
-                sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value.to_f64());
-            }
+            vectorised(
+                #[inline(always)]
+                || {
+                    for row in block.chunks_exact(columns) {
+                        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value.to_f64());
+                    }
+                },
+            );
             sums
         })
         .collect();

@@ -1,8 +1,11 @@
 //! Between candle's tensors and the slices that kernels work on.
 
+use std::sync::Arc;
+
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Tensor, bail};
 
+use super::chain::Operation;
 use crate::vector::Real;
 
 /// Runs the body with `$type` bound to f32 or f64, whichever the tensor has.
@@ -37,19 +40,19 @@ pub(super) fn on_cpu(operation: &str, tensors: &[&Tensor]) -> Result<()> {
 /// The result of a kernel of one argument.
 pub(super) fn apply1(input: &Tensor, kernel: impl CustomOp1 + Send + Sync + 'static) -> Result<Tensor> {
     on_cpu(kernel.name(), &[input])?;
-    input.contiguous()?.apply_op1(kernel)
+    Operation::One(Arc::new(Box::new(kernel))).apply(vec![input.contiguous()?])
 }
 
 /// The result of a kernel of two arguments.
 pub(super) fn apply2(first: &Tensor, second: &Tensor, kernel: impl CustomOp2 + Send + Sync + 'static) -> Result<Tensor> {
     on_cpu(kernel.name(), &[first, second])?;
-    first.contiguous()?.apply_op2(&second.contiguous()?, kernel)
+    Operation::Two(Arc::new(Box::new(kernel))).apply(vec![first.contiguous()?, second.contiguous()?])
 }
 
 /// The result of a kernel of three arguments.
 pub(super) fn apply3([first, second, third]: [&Tensor; 3], kernel: impl CustomOp3 + Send + Sync + 'static) -> Result<Tensor> {
     on_cpu(kernel.name(), &[first, second, third])?;
-    first.contiguous()?.apply_op3(&second.contiguous()?, &third.contiguous()?, kernel)
+    Operation::Three(Arc::new(Box::new(kernel))).apply(vec![first.contiguous()?, second.contiguous()?, third.contiguous()?])
 }
 
 /// The values of a contiguous argument.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use candle_core::{Result, Tensor, Var};
 
-/// A place where operations leave the gradient of a weight. candle would set a tensor of the same size to zero and add the gradient to it,
+/// A place where operations leave the gradient of a parameter. candle would set a tensor of the same size to zero and add the gradient to it,
 /// which costs a tenth of a training step where a layer is large.
 #[derive(Debug, Clone, Default)]
 pub struct Deposit(Arc<Mutex<Option<Tensor>>>);
@@ -16,7 +16,7 @@ impl Deposit {
         self.0.lock().expect("no thread panicked").take()
     }
 
-    fn add(&self, gradient: Tensor) -> Result<()> {
+    pub(super) fn add(&self, gradient: Tensor) -> Result<()> {
         let mut sum = self.0.lock().expect("no thread panicked");
         *sum = Some(match sum.take() {
             Some(sum) => sum.add(&gradient)?,
