@@ -216,13 +216,16 @@ impl<'a, T: Real> RowTasks<'a, T> {
             return Self { left, gathered: Vec::new() };
         }
         assert_eq!(left.row_stride, 1, "the rows of a transpose lie side by side");
-        let mut gathered = vec![T::default(); left.rows * left.columns];
-        gathered.par_chunks_mut(ROWS_PER_TASK * left.columns).enumerate().for_each(|(task, values)| {
+        let count = left.rows * left.columns;
+        let mut gathered = Vec::with_capacity(count);
+        gathered.spare_capacity_mut()[..count].par_chunks_mut(ROWS_PER_TASK * left.columns).enumerate().for_each(|(task, values)| {
             let rows = values.len() / left.columns;
             for (column, values) in values.chunks_exact_mut(rows).enumerate() {
-                values.copy_from_slice(&left.values[column * left.column_stride + task * ROWS_PER_TASK..][..rows]);
+                values.write_copy_of_slice(&left.values[column * left.column_stride + task * ROWS_PER_TASK..][..rows]);
             }
         });
+        // SAFETY: the tasks have written every value.
+        unsafe { gathered.set_len(count) };
         Self { left, gathered }
     }
 
@@ -237,7 +240,8 @@ impl<'a, T: Real> RowTasks<'a, T> {
 }
 
 fn lay_out_on_all_threads<'a, T: Real>(right: Matrix<'_, T>, values: &'a mut Vec<T>) -> Panels<'a, T> {
-    values.resize(Panels::<T>::size(right.rows, right.columns), T::default());
+    // As zeros that the system hands out, on the threads that write over them.
+    *values = vec![T::default(); Panels::<T>::size(right.rows, right.columns)];
     values
         .par_chunks_mut(PANEL * right.rows.max(1))
         .enumerate()
