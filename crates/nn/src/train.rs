@@ -260,7 +260,7 @@ pub fn validation_samples(test: &Dataset, holdout: &Holdout, labels: Option<&[u3
     let is_known = |row: &usize| known.as_ref().is_none_or(|known| known.contains(&test.labels[*row]));
     let rows: Vec<usize> = rows.into_iter().filter(is_known).collect();
     if rows.is_empty() {
-        bail!("the holdout has no validation samples, by which the recipe stops or chooses; give `data/holdout` a `validation_per_class`");
+        bail!("the holdout has no validation samples of these classes; give `data/holdout` a `validation_per_class`");
     }
     Ok(Samples::of_dataset(test, &rows))
 }

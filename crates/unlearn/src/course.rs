@@ -95,6 +95,21 @@ impl Batch<'_> {
 }
 
 impl Task {
+    /// The epochs of a course and the share of the retain rows in each: as given, or as [`within_budget`] where there is a budget, as a share of retraining's samples backward.
+    ///
+    /// # Errors
+    /// When there is a budget, but no recipe of a retraining.
+    pub(crate) fn length(
+        &self,
+        budget: Option<f64>,
+        (epochs, share): (usize, f64),
+        passes: [f64; 2],
+        samples: [usize; 2],
+    ) -> anyhow::Result<(usize, f64)> {
+        let Some(budget) = budget else { return Ok((epochs, share)) };
+        Ok(within_budget(budget * self.retraining()? as f64, epochs, passes, samples))
+    }
+
     /// Takes `network` through a course: `epoch` is called for each epoch, makes passes and is told its number. Between epochs are safe points.
     ///
     /// # Errors
@@ -214,15 +229,10 @@ fn batches(rows: &[usize], size: usize) -> Vec<&[usize]> {
 ///
 /// An epoch goes `forget_passes` times through `forget` samples and `retain_passes` times through a share of `retain` rows. `budget`, samples backward, is kept to by a smaller
 /// share; where the forget samples alone take more than it, by fewer epochs, but for one at least.
-pub(crate) fn within_budget(
-    budget: f64,
-    epochs: usize,
-    [forget_passes, retain_passes]: [f64; 2],
-    [forget, retain]: [usize; 2],
-) -> (usize, f64) {
+fn within_budget(budget: f64, epochs: usize, [forget_passes, retain_passes]: [f64; 2], [forget, retain]: [usize; 2]) -> (usize, f64) {
     let (once_forget, once_retain) = (forget_passes * forget as f64, retain_passes * retain as f64);
     let most = if once_forget > 0.0 { (budget / once_forget).floor().max(1.0) as usize } else { epochs };
-    let epochs = epochs.min(most);
+    let epochs = epochs.min(most).max(1);
     let share = if once_retain > 0.0 { ((budget / epochs as f64 - once_forget) / once_retain).clamp(0.0, 1.0) } else { 0.0 };
     (epochs, share)
 }

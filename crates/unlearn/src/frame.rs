@@ -251,12 +251,24 @@ impl Task {
     /// # Errors
     /// When the inputs that hold them are not given.
     pub(crate) fn validation(&self, why: &str) -> anyhow::Result<Samples> {
+        self.held_out(why, self.retain.labels())
+    }
+
+    /// The validation samples of the classes that the forget samples have.
+    ///
+    /// # Errors
+    /// When the inputs that hold them are not given, or hold none.
+    pub(crate) fn unseen(&self, why: &str) -> anyhow::Result<Samples> {
+        self.held_out(why, self.forget.labels())
+    }
+
+    fn held_out(&self, why: &str, classes: &[u32]) -> anyhow::Result<Samples> {
         let (Some(test), Some(holdout)) = (&self.test, &self.holdout) else {
             let message = format!("{why}, which needs the inputs `test` and `holdout`");
             return Err(Failure::new(message, "add `test: data.test, holdout: holdout` to the stage's `in:`").into());
         };
         model::check_fit(&self.model, test)?;
-        Ok(train::validation_samples(test, holdout, Some(self.retain.labels()))?)
+        Ok(train::validation_samples(test, holdout, Some(classes))?)
     }
 
     /// Samples backward that retraining takes.

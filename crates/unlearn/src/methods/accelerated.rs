@@ -7,12 +7,12 @@
 use dcu_nn::optimiser::Rule;
 use dcu_nn::rng::Stream;
 use dcu_nn::{Network, Samples, Tensor, Trainable, ops};
-use dcu_stage::{Failure, Rejected};
+use dcu_stage::Rejected;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::sparse::size;
-use crate::course::{Course, check, within_budget};
+use crate::course::{Course, check};
 use crate::frame::{Need, Task, Unlearn, Wires};
 
 pub(crate) struct Accelerated;
@@ -109,15 +109,16 @@ impl Unlearn for Accelerated {
 
     fn unlearn(parameters: &Parameters, task: &mut Task) -> anyhow::Result<Network> {
         let (forget, retain, teacher, none) = (task.forget.clone(), task.retain.clone(), task.original()?, Trainable::none());
-        let unseen = unseen(task)?;
+        let unseen = task.unseen("the losses of forget samples are drawn to those of unseen ones")?;
         let beside = (BESIDE * parameters.batch).min(forget.len());
-        let share = match parameters.budget {
-            Some(budget) => {
-                let each = 1.0 + beside as f64 / parameters.batch as f64;
-                within_budget(budget * task.retraining()? as f64, parameters.epochs, [0.0, each], [0, retain.len()]).1
-            }
-            None => parameters.share,
-        };
+        let share = task
+            .length(
+                parameters.budget,
+                (parameters.epochs, parameters.share),
+                [0.0, 1.0 + beside as f64 / parameters.batch as f64],
+                [0, retain.len()],
+            )?
+            .1;
         let network = task.original()?;
         let trainable = Trainable::all(network.graph());
         let course = Course { rule: Rule::Adam { weight_decay: 0.0 }, ..Course::adam(&network, parameters.epochs, parameters.lr) };
@@ -150,13 +151,6 @@ impl Unlearn for Accelerated {
             })
         })
     }
-}
-
-/// Validation samples of the classes that the forget samples have.
-fn unseen(task: &Task) -> anyhow::Result<Samples> {
-    let (test, holdout) = (task.test.as_ref().expect("checked by the frame"), task.holdout.as_ref().expect("checked by the frame"));
-    dcu_nn::train::validation_samples(test, holdout, Some(task.forget.labels()))
-        .map_err(|error| Failure::new(error.to_string(), "give `data/holdout` a `validation_per_class`").into())
 }
 
 fn labels(samples: &Samples, rows: &[usize]) -> Vec<u32> {

@@ -9,7 +9,7 @@ use dcu_stage::{Failure, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::course::{Course, check, within_budget};
+use crate::course::{Course, check};
 use crate::frame::{Task, Unlearn};
 use crate::targets::one_hot;
 
@@ -56,10 +56,7 @@ impl Unlearn for Amnesiac {
     fn unlearn(parameters: &Parameters, task: &mut Task) -> anyhow::Result<Network> {
         let (forget, retain) = (task.forget.len(), task.retain.len());
         let together = Samples::joined(&[&task.forget.clone().with_targets(wrong_labels(task)?)?, &task.retain])?;
-        let (epochs, share) = match parameters.budget {
-            Some(budget) => within_budget(budget * task.retraining()? as f64, parameters.epochs, [1.0, 1.0], [forget, retain]),
-            None => (parameters.epochs, parameters.share),
-        };
+        let (epochs, share) = task.length(parameters.budget, (parameters.epochs, parameters.share), [1.0, 1.0], [forget, retain])?;
         let network = task.original()?;
         let course = Course::adam(&network, epochs, parameters.lr);
         task.teach(network, &course, |pupil, _| {

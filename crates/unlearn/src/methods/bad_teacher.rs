@@ -9,7 +9,7 @@ use dcu_stage::Rejected;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::course::{Course, check, within_budget};
+use crate::course::{Course, check};
 use crate::frame::{Task, Unlearn};
 
 pub(crate) struct BadTeacher;
@@ -59,10 +59,7 @@ impl Unlearn for BadTeacher {
         let (forget, retain, none) = (task.forget.len(), task.retain.len(), Trainable::none());
         let (good, bad) = (task.original()?, task.fresh()?);
         let together = Samples::joined(&[&task.forget, &task.retain])?;
-        let (epochs, share) = match parameters.budget {
-            Some(budget) => within_budget(budget * task.retraining()? as f64, parameters.epochs, [1.0, 1.0], [forget, retain]),
-            None => (parameters.epochs, parameters.share),
-        };
+        let (epochs, share) = task.length(parameters.budget, (parameters.epochs, parameters.share), [1.0, 1.0], [forget, retain])?;
         let network = task.original()?;
         let course = Course::adam(&network, epochs, parameters.lr);
         task.teach(network, &course, |pupil, _| {

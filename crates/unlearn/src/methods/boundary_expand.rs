@@ -12,7 +12,7 @@ use dcu_stage::Rejected;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::course::{Course, check, within_budget};
+use crate::course::{Course, check};
 use crate::frame::{Task, Unlearn, Wires};
 use crate::targets::one_hot;
 
@@ -60,10 +60,7 @@ impl Unlearn for BoundaryExpand {
     fn unlearn(parameters: &Parameters, task: &mut Task) -> anyhow::Result<Network> {
         let original = task.original()?;
         let (forget, classes) = (task.forget.len(), original.architecture().classes);
-        let epochs = match parameters.budget {
-            Some(budget) => within_budget(budget * task.retraining()? as f64, parameters.epochs, [1.0, 0.0], [forget, 0]).0,
-            None => parameters.epochs,
-        };
+        let epochs = task.length(parameters.budget, (parameters.epochs, 0.0), [1.0, 0.0], [forget, 0])?.0;
         let targets = (0..forget).flat_map(|_| one_hot(classes as u32, classes + 1)).collect();
         let samples = task.forget.clone().with_targets(Array::new(vec![forget, classes + 1], targets))?;
         let network = expanded(&original, &task.streams)?;

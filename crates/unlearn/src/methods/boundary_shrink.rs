@@ -11,7 +11,7 @@ use dcu_stage::Rejected;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::course::{Course, check, within_budget};
+use crate::course::{Course, check};
 use crate::frame::{Task, Unlearn, Wires};
 
 /// Samples whose images take the step at once.
@@ -73,10 +73,7 @@ impl Unlearn for BoundaryShrink {
         let dataset_rows: Vec<usize> = changed.iter().map(|&row| rows[row]).collect();
         let labels = changed.iter().map(|&row| beyond[row]).collect();
         let samples = Samples::of_pixels(task.dataset.images.select(&dataset_rows), &task.dataset.facts.normalisation, labels)?;
-        let epochs = match parameters.budget {
-            Some(budget) => within_budget(budget * task.retraining()? as f64, parameters.epochs, [1.0, 0.0], [samples.len(), 0]).0,
-            None => parameters.epochs,
-        };
+        let epochs = task.length(parameters.budget, (parameters.epochs, 0.0), [1.0, 0.0], [samples.len(), 0])?.0;
         let rule = Rule::Sgd { momentum: parameters.momentum, weight_decay: 0.0 };
         let course = Course { rule, ..Course::adam(&network, epochs, parameters.lr) };
         let all: Vec<usize> = (0..samples.len()).collect();

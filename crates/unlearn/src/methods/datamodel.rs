@@ -10,7 +10,7 @@ use dcu_stage::{Failure, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::course::{Course, Fall, check, within_budget};
+use crate::course::{Course, Fall, check};
 use crate::frame::{Need, Task, Unlearn, Wires};
 
 pub(crate) struct Datamodel;
@@ -72,10 +72,7 @@ impl Unlearn for Datamodel {
         let (gone, all) = (task.rows_of(&task.forgotten())?, [task.forgotten(), task.request.retain.clone()].concat());
         let contributed = contributions(ensemble, &gone, &task.rows_of(&all)?)?;
         targets.data.iter_mut().zip(&contributed.data).for_each(|(target, own)| *target -= (parameters.scale * f64::from(*own)) as f32);
-        let (epochs, share) = match parameters.budget {
-            Some(budget) => within_budget(budget * task.retraining()? as f64, parameters.epochs, [1.0, 1.0], [forget, retain]),
-            None => (parameters.epochs, parameters.share),
-        };
+        let (epochs, share) = task.length(parameters.budget, (parameters.epochs, parameters.share), [1.0, 1.0], [forget, retain])?;
         let course = Course { fall: Fall::Linear, ..Course::adam(&network, epochs, parameters.lr) };
         task.teach(network, &course, |pupil, _| {
             let drawn = pupil.drawn("draw", retain, share).into_iter().map(|row| forget + row);

@@ -9,7 +9,7 @@ use dcu_stage::Rejected;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::course::{Course, check, within_budget};
+use crate::course::{Course, check};
 use crate::frame::{Task, Unlearn};
 
 pub(crate) struct Distillation;
@@ -77,10 +77,7 @@ impl Unlearn for Distillation {
             Some(epochs) => epochs,
             None => model::recipe(&task.model)?.epochs,
         };
-        let (epochs, share) = match parameters.budget {
-            Some(budget) => within_budget(budget * task.retraining()? as f64, epochs, [0.0, 1.0], [0, retain.len()]),
-            None => (epochs, parameters.share),
-        };
+        let (epochs, share) = task.length(parameters.budget, (epochs, parameters.share), [0.0, 1.0], [0, retain.len()])?;
         let network = match parameters.student {
             Student::Fresh => task.fresh()?,
             Student::Original => task.original()?,

@@ -16,7 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::algebra;
-use crate::course::{check, within_budget};
+use crate::course::check;
 use crate::frame::{Task, Unlearn};
 use crate::targets::probabilities;
 
@@ -68,10 +68,7 @@ impl Unlearn for Fisher {
     fn unlearn(parameters: &Parameters, task: &mut Task) -> anyhow::Result<Network> {
         let mut network = task.original()?;
         let (count, classes) = (task.retain.len(), task.dataset.classes());
-        let share = match parameters.budget {
-            Some(budget) => within_budget(budget * task.retraining()? as f64, 1, [0.0, classes as f64], [0, count]).1,
-            None => parameters.share,
-        };
+        let share = task.length(parameters.budget, (1, parameters.share), [0.0, classes as f64], [0, count])?.1;
         let mut rows = task.streams.stream("draw").permutation(count);
         rows.truncate(((share * count as f64).round() as usize).max(1));
         rows.sort_unstable();

@@ -16,7 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::algebra;
-use crate::course::{Course, check, within_budget};
+use crate::course::{Course, check};
 use crate::frame::{Task, Unlearn};
 
 pub(crate) struct Prune;
@@ -94,10 +94,7 @@ impl Unlearn for Prune {
         let mut network = task.original()?;
         let mask = pruned(&mut network, parameters)?;
         let retain = task.retain.clone();
-        let (epochs, share) = match parameters.budget {
-            Some(budget) => within_budget(budget * task.retraining()? as f64, parameters.epochs, [0.0, 1.0], [0, retain.len()]),
-            None => (parameters.epochs, parameters.share),
-        };
+        let (epochs, share) = task.length(parameters.budget, (parameters.epochs, parameters.share), [0.0, 1.0], [0, retain.len()])?;
         let modes = network::all(if parameters.modes == ModeRule::Published { Mode::EVAL } else { Mode::TRAIN });
         // What is not pruned at all may move.
         let may_move = algebra::values(&network, &Trainable::all(network.graph()))?

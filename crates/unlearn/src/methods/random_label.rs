@@ -11,7 +11,7 @@ use dcu_stage::Rejected;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::course::{Course, check, within_budget};
+use crate::course::{Course, check};
 use crate::frame::{Task, Unlearn};
 use crate::targets::one_hot;
 
@@ -100,10 +100,8 @@ pub(crate) fn relabel_as(
     labels: impl Fn(usize) -> Vec<u32>,
 ) -> anyhow::Result<Network> {
     let (forget, retain, classes) = (task.forget.clone(), task.retain.clone(), task.dataset.classes());
-    let (epochs, share) = match parameters.budget {
-        Some(budget) => within_budget(budget * task.retraining()? as f64, parameters.epochs, [1.0, 1.0], [forget.len(), retain.len()]),
-        None => (parameters.epochs, parameters.share),
-    };
+    let (epochs, share) =
+        task.length(parameters.budget, (parameters.epochs, parameters.share), [1.0, 1.0], [forget.len(), retain.len()])?;
     let network = task.original()?;
     let rule = Rule::Sgd { momentum: parameters.momentum, weight_decay: parameters.weight_decay };
     let course = Course { rule, mask, ..Course::adam(&network, epochs, parameters.lr) };

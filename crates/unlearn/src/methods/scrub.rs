@@ -12,7 +12,7 @@ use dcu_stage::Rejected;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::course::{Course, check, within_budget};
+use crate::course::{Course, check};
 use crate::frame::{Need, Task, Unlearn, Wires};
 
 pub(crate) struct Scrub;
@@ -126,16 +126,11 @@ impl Unlearn for Scrub {
     fn unlearn(parameters: &Checked, task: &mut Task) -> anyhow::Result<Network> {
         let (forget, retain, teacher, none) = (task.forget.clone(), task.retain.clone(), task.original()?, Trainable::none());
         let (temperature, gamma, alpha) = (parameters.temperature, parameters.gamma, parameters.alpha);
-        let (epochs, share) = match parameters.budget {
-            Some(budget) => {
-                let forget_passes = parameters.max_epochs as f64 / parameters.epochs as f64;
-                let budget = budget * task.retraining()? as f64;
-                within_budget(budget, parameters.epochs, [forget_passes, 1.0], [forget.len(), retain.len()])
-            }
-            None => (parameters.epochs, parameters.share),
-        };
+        let forget_passes = parameters.max_epochs as f64 / parameters.epochs as f64;
+        let length = (parameters.epochs, parameters.share);
+        let (epochs, share) = task.length(parameters.budget, length, [forget_passes, 1.0], [forget.len(), retain.len()])?;
         // They must not be the forget samples' own: the model never saw them.
-        let unseen = if parameters.rewind { Some(unseen(task)?) } else { None };
+        let unseen = if parameters.rewind { Some(task.unseen("`rewind` compares with unseen samples")?) } else { None };
         if unseen.is_some() {
             // An epoch that may be gone back to must not be lost with a process.
             task.checkpoints = None;
@@ -165,14 +160,6 @@ impl Unlearn for Scrub {
         let nearest = epochs_seen.iter().min_by(|left, right| (left.0 - wanted).abs().total_cmp(&(right.0 - wanted).abs()));
         Ok(Network::from_tensors(network.architecture(), &nearest.expect("one epoch at least").1)?)
     }
-}
-
-/// Validation samples of the classes that the forget samples have.
-fn unseen(task: &Task) -> anyhow::Result<Samples> {
-    let (Some(test), Some(holdout)) = (&task.test, &task.holdout) else {
-        return task.validation("`rewind` compares with unseen samples");
-    };
-    Ok(dcu_nn::train::validation_samples(test, holdout, Some(task.forget.labels()))?)
 }
 
 fn accuracy(network: &Network, samples: &Samples) -> anyhow::Result<f64> {

@@ -8,7 +8,7 @@ use dcu_stage::Rejected;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::course::{Course, check, within_budget};
+use crate::course::{Course, check};
 use crate::frame::{Task, Unlearn};
 
 pub(crate) struct Sparse;
@@ -65,10 +65,7 @@ impl Unlearn for Sparse {
 
     fn unlearn(parameters: &Parameters, task: &mut Task) -> anyhow::Result<Network> {
         let retain = task.retain.clone();
-        let (epochs, share) = match parameters.budget {
-            Some(budget) => within_budget(budget * task.retraining()? as f64, parameters.epochs, [0.0, 1.0], [0, retain.len()]),
-            None => (parameters.epochs, parameters.share),
-        };
+        let (epochs, share) = task.length(parameters.budget, (parameters.epochs, parameters.share), [0.0, 1.0], [0, retain.len()])?;
         let network = task.original()?;
         let rule = Rule::Sgd { momentum: parameters.momentum, weight_decay: parameters.weight_decay };
         let course = Course { rule, ..Course::adam(&network, epochs, parameters.lr) };

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::algebra;
-use crate::course::{Course, check, within_budget};
+use crate::course::{Course, check};
 use crate::frame::{Task, Unlearn};
 
 pub(crate) struct TopK;
@@ -85,10 +85,7 @@ pub(crate) fn perturbed(parameters: &Parameters, task: &mut Task, mask: &Gradien
     })?;
     algebra::shift(&mut network, 1.0, &scaled.masked(mask)?)?;
     let retain = task.retain.clone();
-    let (epochs, share) = match parameters.budget {
-        Some(budget) => within_budget(budget * task.retraining()? as f64, parameters.epochs.max(1), [0.0, 1.0], [0, retain.len()]),
-        None => (parameters.epochs, parameters.share),
-    };
+    let (epochs, share) = task.length(parameters.budget, (parameters.epochs, parameters.share), [0.0, 1.0], [0, retain.len()])?;
     let mask = parameters.only_selected.then(|| mask.clone());
     let course = Course { mask, ..Course::adam(&network, epochs, parameters.lr) };
     task.teach(network, &course, |pupil, _| {
