@@ -3,15 +3,33 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Result, Tensor, Var, bail};
+use candle_core::{Device, Tensor, Var, bail};
 use dcu_artifact::{Array, Buckets, Condensed, CondensedFacts, Dataset, Members, Reach, Tensor as Stored};
+use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::{Stream, Streams};
-use dcu_nn::{Gradients, Samples, optimiser::Optimiser};
-use dcu_stage::Failure;
+use dcu_nn::{Architecture, Family, Gradients, Samples};
+use dcu_stage::{Checkpoints, Failure, Rejected, Snapshot};
+use serde_json::json;
 
-/// The images of all buckets, in the order of the buckets, and the samples that they stand for.
+/// The rule of the pixels' steps.
+const RULE: Rule = Rule::Sgd { momentum: 0.5, weight_decay: 0.0 };
+
+/// Refuses what are no widths of a [`convnet3`].
+pub(crate) fn check_widths(widths: &[usize]) -> Result<(), Rejected> {
+    let fits = widths.len() == 3 && !widths.contains(&0);
+    Rejected::unless(fits, "widths", "`widths` are three positive numbers, those of a ConvNet-3")
+}
+
+/// The network that images are condensed by, for the dataset's images and classes.
+pub(crate) fn convnet3(dataset: &Dataset, widths: &[usize]) -> Architecture {
+    let published = Architecture::of_family(Family::Convnet3, dataset.image_shape(), dataset.classes());
+    Architecture { widths: widths.to_vec(), ..published }
+}
+
+/// The images of all buckets, in the order of the buckets, the samples that they stand for, and what moves them.
 pub(crate) struct Canvas {
     images: Var,
+    optimiser: Optimiser,
     /// Images of each bucket.
     each: usize,
     /// Along each side of an image, so many small ones lie beside one another.
@@ -48,29 +66,37 @@ impl Canvas {
         }
         let shape = (members.len() * each, channels, height, width);
         let images = Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu)?)?;
-        Ok(Self { images, each, tiles, members, class: buckets.class.clone(), classes: dataset.classes() })
+        Ok(Self { images, optimiser: Optimiser::new(RULE), each, tiles, members, class: buckets.class.clone(), classes: dataset.classes() })
     }
 
-    /// Goes on from the pixels of a snapshot.
+    /// How many rounds of steps were done when the last checkpoint was made, from which the images go on; none without one.
     ///
     /// # Errors
-    /// When these are none, or of other images.
-    pub(crate) fn restore(&self, tensors: &BTreeMap<String, Stored>) -> Result<()> {
+    /// When it is of other images.
+    pub(crate) fn resume(&mut self, checkpoints: &Checkpoints) -> anyhow::Result<usize> {
+        let Some(Snapshot { position, mut tensors }) = checkpoints.resume() else { return Ok(0) };
+        let moments = tensors.split_off("images@");
         match tensors.get("images") {
             Some(Stored::F32(array)) if array.shape == self.images.dims() => {
-                self.images.set(&Tensor::from_slice(&array.data, array.shape.as_slice(), &Device::Cpu)?)
+                self.images.set(&Tensor::from_slice(&array.data, array.shape.as_slice(), &Device::Cpu)?)?;
             }
-            _ => bail!("the checkpoint is of other images; delete it"),
+            _ => anyhow::bail!("the checkpoint is of other images; delete it"),
         }
+        self.optimiser = Optimiser::from_tensors(RULE, &moments)?;
+        Ok(serde_json::from_value(position)?)
     }
 
-    /// The pixels, for a snapshot.
+    /// Offers a checkpoint behind so many rounds of steps.
     ///
     /// # Errors
-    /// When they cannot be read.
-    pub(crate) fn to_tensors(&self) -> Result<BTreeMap<String, Stored>> {
-        let values = self.images.as_detached_tensor().flatten_all()?.to_vec1()?;
-        Ok(BTreeMap::from([("images".to_owned(), Stored::F32(Array::new(self.images.dims().to_vec(), values)))]))
+    /// When it cannot be written.
+    pub(crate) fn offer(&self, checkpoints: &mut Checkpoints, done: usize) -> anyhow::Result<()> {
+        checkpoints.offer(|| {
+            let values = self.images.as_detached_tensor().flatten_all()?.to_vec1()?;
+            let mut tensors = BTreeMap::from([("images".to_owned(), Stored::F32(Array::new(self.images.dims().to_vec(), values)))]);
+            tensors.extend(self.optimiser.to_tensors());
+            Ok(Snapshot { position: json!(done), tensors })
+        })
     }
 
     /// The number of buckets.
@@ -87,7 +113,7 @@ impl Canvas {
     ///
     /// # Errors
     /// When there are no such buckets.
-    pub(crate) fn decoded(&self, buckets: std::ops::Range<usize>) -> Result<(Tensor, Vec<u32>)> {
+    pub(crate) fn decoded(&self, buckets: std::ops::Range<usize>) -> candle_core::Result<(Tensor, Vec<u32>)> {
         let images = self.images.narrow(0, buckets.start * self.each, buckets.len() * self.each)?;
         let of_each = self.each * self.tiles * self.tiles;
         let labels = buckets.flat_map(|bucket| std::iter::repeat_n(self.class[bucket], of_each)).collect();
@@ -108,16 +134,16 @@ impl Canvas {
         Ok((Tensor::cat(&parts, 1)?.reshape((count, channels, height, width))?, labels))
     }
 
-    /// One step of an optimiser down the slope of a loss of the images.
+    /// One step down the slope of a loss of the images.
     ///
     /// # Errors
     /// When the loss is not finite, or does not depend on the images.
-    pub(crate) fn step(&self, gradient: Option<Tensor>, loss: f64, optimiser: &mut Optimiser, rate: f64) -> Result<()> {
+    pub(crate) fn step(&mut self, gradient: Option<Tensor>, loss: f64, rate: f64) -> candle_core::Result<()> {
         let Some(gradient) = gradient.filter(|_| loss.is_finite()) else {
             bail!("the condensation diverged: the loss is {loss}; give a lower `lr`");
         };
         let gradients: Gradients = [("images".to_owned(), gradient)].into_iter().collect();
-        optimiser.step(&BTreeMap::from([("images", &self.images)]), &gradients, rate)
+        self.optimiser.step(&BTreeMap::from([("images", &self.images)]), &gradients, rate)
     }
 
     /// The variable that losses are differentiated for.
@@ -129,7 +155,7 @@ impl Canvas {
     ///
     /// # Errors
     /// When a pixel is not finite.
-    pub(crate) fn finish(self, dataset: &Dataset, maker: &str) -> Result<Condensed> {
+    pub(crate) fn finish(self, dataset: &Dataset, maker: &str) -> candle_core::Result<Condensed> {
         let decoded: Vec<f32> = self.decoded(0..self.buckets())?.0.flatten_all()?.to_vec1()?;
         if let Some(place) = decoded.iter().position(|value| !value.is_finite()) {
             bail!("pixel {place} of the condensed images is not finite: the condensation diverged; give a lower `lr`");
@@ -191,7 +217,7 @@ fn span(place: usize, into: usize, of: usize) -> std::ops::Range<usize> {
 }
 
 /// Images [N, C, h, w] at another size, bilinear, with pixels as squares (as PyTorch's `align_corners=False`).
-pub(crate) fn resized(images: &Tensor, [height, width]: [usize; 2]) -> Result<Tensor> {
+pub(crate) fn resized(images: &Tensor, [height, width]: [usize; 2]) -> candle_core::Result<Tensor> {
     let (count, channels, rows, columns) = images.dims4()?;
     let across = images.reshape((count * channels * rows, columns))?.matmul(&interpolation(columns, width)?.t()?)?;
     let down = across.reshape((count * channels, rows, width))?.transpose(1, 2)?.contiguous()?.reshape((count * channels * width, rows))?;
@@ -200,7 +226,7 @@ pub(crate) fn resized(images: &Tensor, [height, width]: [usize; 2]) -> Result<Te
 }
 
 /// How much each of `from` pixels counts in each of `to`, [to, from].
-fn interpolation(from: usize, to: usize) -> Result<Tensor> {
+fn interpolation(from: usize, to: usize) -> candle_core::Result<Tensor> {
     let mut values = vec![0.0_f32; to * from];
     for place in 0..to {
         let centre = ((place as f64 + 0.5) * from as f64 / to as f64 - 0.5).clamp(0.0, (from - 1) as f64);
@@ -259,7 +285,7 @@ impl Siamese {
     ///
     /// # Errors
     /// When these are no images.
-    pub(crate) fn apply(self, images: &Tensor) -> Result<Tensor> {
+    pub(crate) fn apply(self, images: &Tensor) -> candle_core::Result<Tensor> {
         let (_, _, height, width) = images.dims4()?;
         match self {
             Self::None => Ok(images.clone()),

@@ -5,16 +5,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var, bail};
-use dcu_artifact::{Array, Buckets, Condensed, CondensedFacts, Dataset, Members, Reach};
+use dcu_artifact::{Array, Buckets, Condensed, CondensedFacts, Dataset, Members, Model, Reach};
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
-use dcu_nn::{Architecture, Family, Gradients, Network, Samples, evaluate};
+use dcu_nn::{Gradients, Network, Samples, evaluate};
 use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::matching::{WeightedSum, mean_features, one_after_another};
-use crate::synthetic::one_hot;
+use crate::synthetic::{check_widths, convnet3, one_hot};
 
 pub(crate) struct Blend;
 
@@ -41,7 +41,7 @@ impl Method for Blend {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Condenses each bucket to a weighted mean of its images that has their mean feature in a random network";
     const USES_SEED: bool = true;
-    const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Buckets>("buckets")];
+    const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Buckets>("buckets"), Input::unused::<Model>("model")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Condensed>("condensed")];
 
     type Parameters = Parameters;
@@ -49,8 +49,7 @@ impl Method for Blend {
 
     fn check(parameters: Parameters) -> Result<Parameters, Rejected> {
         Rejected::unless(parameters.lr.is_none_or(|lr| lr > 0.0 && lr.is_finite()), "lr", "`lr` must be positive")?;
-        let fits = parameters.widths.len() == 3 && !parameters.widths.contains(&0);
-        Rejected::unless(fits, "widths", "`widths` are three positive numbers, those of a ConvNet-3")?;
+        check_widths(&parameters.widths)?;
         Ok(parameters)
     }
 
@@ -60,9 +59,7 @@ impl Method for Blend {
             let remedy = "make buckets and condensed images from the same dataset";
             return Err(Failure::new("the buckets divide another dataset", remedy).into());
         }
-        let published = Architecture::of_family(Family::Convnet3, dataset.image_shape(), dataset.classes());
-        let architecture = Architecture { widths: parameters.widths.clone(), ..published };
-        let network = Network::initialised(&architecture, &Streams::new(context.seed(), "condense/blend"))?;
+        let network = Network::initialised(&convnet3(&dataset, &parameters.widths), &Streams::new(context.seed(), "condense/blend"))?;
         let members = buckets.members();
         let rate = parameters.lr.unwrap_or_else(|| published_rate(f64::from(buckets.k)));
         if rate <= 0.0 {
@@ -153,7 +150,7 @@ mod tests {
         let pixels = (0..7 * 64).map(|value| (value * value * 31 % 256) as u8).collect();
         let labels = vec![0, 0, 0, 1, 1, 1, 1];
         let dataset = Dataset { images: Array::new(vec![7, 1, 8, 8], pixels), labels, original_labels: None, ids: (0..7).collect(), facts };
-        let architecture = Architecture { widths: vec![8, 8, 8], ..Architecture::of_family(Family::Convnet3, [1, 8, 8], 2) };
+        let architecture = convnet3(&dataset, &[8, 8, 8]);
         let network = Network::initialised(&architecture, &Streams::new(1, "test")).unwrap();
         let members = [vec![0, 1, 2], vec![3, 4, 5, 6]];
         let of = |steps: usize| blend(&network, &dataset, &members, steps, 5.0).unwrap();

@@ -4,16 +4,14 @@
 //! The networks never saw the data: what an image shows comes from its bucket alone.
 
 use candle_core::{Device, Tensor};
-use dcu_artifact::{Buckets, Condensed, Dataset};
-use dcu_nn::optimiser::{Optimiser, Rule};
+use dcu_artifact::{Buckets, Condensed, Dataset, Model};
 use dcu_nn::rng::Streams;
-use dcu_nn::{Architecture, Family, Network, Samples};
-use dcu_stage::{Context, Input, Method, Output, Rejected, Snapshot};
+use dcu_nn::{Network, Samples};
+use dcu_stage::{Context, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
-use crate::synthetic::{Canvas, Siamese};
+use crate::synthetic::{Canvas, Siamese, check_widths, convnet3};
 
 pub(crate) struct Dm;
 
@@ -47,7 +45,7 @@ impl Method for Dm {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Condenses each bucket to images whose mean feature in random networks is that of the bucket";
     const USES_SEED: bool = true;
-    const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Buckets>("buckets")];
+    const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Buckets>("buckets"), Input::unused::<Model>("model")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Condensed>("condensed")];
 
     type Parameters = Parameters;
@@ -58,25 +56,17 @@ impl Method for Dm {
             Rejected::unless(value > 0, name, format!("`{name}` must be at least 1"))?;
         }
         Rejected::unless(parameters.lr > 0.0 && parameters.lr.is_finite(), "lr", "`lr` must be positive")?;
-        let fits = parameters.widths.len() == 3 && !parameters.widths.contains(&0);
-        Rejected::unless(fits, "widths", "`widths` are three positive numbers, those of a ConvNet-3")?;
+        check_widths(&parameters.widths)?;
         Ok(parameters)
     }
 
     fn run(parameters: &Parameters, context: &mut Context) -> anyhow::Result<()> {
         let (dataset, buckets): (Dataset, Buckets) = (context.read("dataset")?, context.read("buckets")?);
         let streams = Streams::new(context.seed(), "condense/dm");
-        let canvas = Canvas::drawn(&dataset, &buckets, parameters.images, parameters.tiles, &streams)?;
-        let (samples, rule) = (Samples::of_whole_dataset(&dataset), Rule::Sgd { momentum: 0.5, weight_decay: 0.0 });
-        let (mut optimiser, mut first, mut checkpoints) = (Optimiser::new(rule), 0, context.checkpoints());
-        if let Some(Snapshot { position, mut tensors }) = checkpoints.resume() {
-            first = serde_json::from_value(position)?;
-            let moments = tensors.split_off("images@");
-            canvas.restore(&tensors)?;
-            optimiser = Optimiser::from_tensors(rule, &moments)?;
-        }
-        let published = Architecture::of_family(Family::Convnet3, dataset.image_shape(), dataset.classes());
-        let architecture = Architecture { widths: parameters.widths.clone(), ..published };
+        let mut canvas = Canvas::drawn(&dataset, &buckets, parameters.images, parameters.tiles, &streams)?;
+        let (samples, mut checkpoints) = (Samples::of_whole_dataset(&dataset), context.checkpoints());
+        let first = canvas.resume(&checkpoints)?;
+        let architecture = convnet3(&dataset, &parameters.widths);
         let [_, height, width] = dataset.image_shape();
         context.progress().phase("matching");
         for step in first..parameters.steps {
@@ -94,13 +84,9 @@ impl Method for Dm {
             let means = features.reshape((canvas.buckets(), count / canvas.buckets(), width))?.mean(1)?;
             let loss = (means - targets)?.sqr()?.sum_all()?;
             let gradient = loss.backward()?.remove(canvas.pixels());
-            canvas.step(gradient, f64::from(loss.to_scalar::<f32>()?), &mut optimiser, parameters.lr)?;
+            canvas.step(gradient, f64::from(loss.to_scalar::<f32>()?), parameters.lr)?;
             context.progress().step("steps", step + 1, parameters.steps);
-            checkpoints.offer(|| {
-                let mut tensors = canvas.to_tensors()?;
-                tensors.extend(optimiser.to_tensors());
-                Ok(Snapshot { position: json!(step + 1), tensors })
-            })?;
+            canvas.offer(&mut checkpoints, step + 1)?;
         }
         context.write("condensed", &canvas.finish(&dataset, Self::NAME)?)
     }

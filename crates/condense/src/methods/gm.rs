@@ -6,16 +6,15 @@
 //! bucket.
 
 use candle_core::{Tensor, Var};
-use dcu_artifact::{Buckets, Condensed, Dataset};
+use dcu_artifact::{Buckets, Condensed, Dataset, Model};
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
-use dcu_nn::{Architecture, Family, Gradients, Network, Samples, Trainable, ops};
-use dcu_stage::{Context, Input, Method, Output, Rejected, Snapshot};
+use dcu_nn::{Gradients, Network, Samples, Trainable, ops};
+use dcu_stage::{Context, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
-use crate::synthetic::{Canvas, Siamese};
+use crate::synthetic::{Canvas, Siamese, check_widths, convnet3};
 
 pub(crate) struct Gm;
 
@@ -66,7 +65,7 @@ impl Method for Gm {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Condenses each bucket to images that give the gradients that the bucket gives";
     const USES_SEED: bool = true;
-    const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Buckets>("buckets")];
+    const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Buckets>("buckets"), Input::unused::<Model>("model")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Condensed>("condensed")];
 
     type Parameters = Parameters;
@@ -86,25 +85,17 @@ impl Method for Gm {
         for (name, value) in [("lr", parameters.lr), ("network_lr", parameters.network_lr)] {
             Rejected::unless(value > 0.0 && value.is_finite(), name, format!("`{name}` must be positive"))?;
         }
-        let fits = parameters.widths.len() == 3 && !parameters.widths.contains(&0);
-        Rejected::unless(fits, "widths", "`widths` are three positive numbers, those of a ConvNet-3")?;
+        check_widths(&parameters.widths)?;
         Ok(parameters)
     }
 
     fn run(parameters: &Parameters, context: &mut Context) -> anyhow::Result<()> {
         let (dataset, buckets): (Dataset, Buckets) = (context.read("dataset")?, context.read("buckets")?);
         let streams = Streams::new(context.seed(), "condense/gm");
-        let canvas = Canvas::drawn(&dataset, &buckets, parameters.images, parameters.tiles, &streams)?;
-        let (samples, rule) = (Samples::of_whole_dataset(&dataset), Rule::Sgd { momentum: 0.5, weight_decay: 0.0 });
-        let (mut optimiser, mut first, mut checkpoints) = (Optimiser::new(rule), 0, context.checkpoints());
-        if let Some(Snapshot { position, mut tensors }) = checkpoints.resume() {
-            first = serde_json::from_value(position)?;
-            let moments = tensors.split_off("images@");
-            canvas.restore(&tensors)?;
-            optimiser = Optimiser::from_tensors(rule, &moments)?;
-        }
-        let published = Architecture::of_family(Family::Convnet3, dataset.image_shape(), dataset.classes());
-        let architecture = Architecture { widths: parameters.widths.clone(), ..published };
+        let mut canvas = Canvas::drawn(&dataset, &buckets, parameters.images, parameters.tiles, &streams)?;
+        let (samples, mut checkpoints) = (Samples::of_whole_dataset(&dataset), context.checkpoints());
+        let first = canvas.resume(&checkpoints)?;
+        let architecture = convnet3(&dataset, &parameters.widths);
         let [_, height, width] = dataset.image_shape();
         context.progress().phase("matching");
         for start in first..parameters.networks {
@@ -123,17 +114,13 @@ impl Method for Gm {
                     sum = (sum + gradient)?;
                     total += distance;
                 }
-                canvas.step(Some(sum), total, &mut optimiser, parameters.lr)?;
+                canvas.step(Some(sum), total, parameters.lr)?;
                 if outer + 1 < parameters.outer {
                     learn(&network, &canvas, parameters, &mut learner)?;
                 }
             }
             context.progress().step("networks", start + 1, parameters.networks);
-            checkpoints.offer(|| {
-                let mut tensors = canvas.to_tensors()?;
-                tensors.extend(optimiser.to_tensors());
-                Ok(Snapshot { position: json!(start + 1), tensors })
-            })?;
+            canvas.offer(&mut checkpoints, start + 1)?;
         }
         context.write("condensed", &canvas.finish(&dataset, Self::NAME)?)
     }
@@ -268,7 +255,7 @@ mod tests {
         };
         let streams = Streams::new(1, "test");
         let canvas = Canvas::drawn(&dataset, &buckets, 1, 1, &streams).unwrap();
-        let architecture = Architecture { widths: vec![4, 4, 4], ..Architecture::of_family(Family::Convnet3, [1, 8, 8], 2) };
+        let architecture = convnet3(&dataset, &[4, 4, 4]);
         let mut network = Network::initialised(&architecture, &streams).unwrap();
         let samples = Samples::of_whole_dataset(&dataset);
         let (images, labels) = samples.batch(&[2, 3]).unwrap();

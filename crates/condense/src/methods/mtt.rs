@@ -5,18 +5,17 @@
 //! `global`.
 
 use candle_core::Tensor;
-use dcu_artifact::{Buckets, Condensed, Dataset, Reach};
+use dcu_artifact::{Buckets, Condensed, Dataset, Model, Reach};
 use dcu_nn::network::backward_to;
-use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::recipe::{OptimiserName, Recipe};
 use dcu_nn::rng::Streams;
 use dcu_nn::train::Fit;
-use dcu_nn::{Architecture, Family, Gradients, Network, Samples, Trainable, ops};
+use dcu_nn::{Architecture, Gradients, Network, Samples, Trainable, ops};
 use dcu_stage::{Context, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::synthetic::Canvas;
+use crate::synthetic::{Canvas, check_widths, convnet3};
 
 pub(crate) struct Mtt;
 
@@ -64,7 +63,7 @@ impl Method for Mtt {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Condenses to images on which a network goes the way that others went on all of the data";
     const USES_SEED: bool = true;
-    const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Buckets>("buckets")];
+    const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Buckets>("buckets"), Input::unused::<Model>("model")];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Condensed>("condensed")];
 
     type Parameters = Parameters;
@@ -85,17 +84,15 @@ impl Method for Mtt {
         for (name, value) in [("lr", parameters.lr), ("student_lr", parameters.student_lr)] {
             Rejected::unless(value > 0.0 && value.is_finite(), name, format!("`{name}` must be positive"))?;
         }
-        let fits = parameters.widths.len() == 3 && !parameters.widths.contains(&0);
-        Rejected::unless(fits, "widths", "`widths` are three positive numbers, those of a ConvNet-3")?;
+        check_widths(&parameters.widths)?;
         Ok(parameters)
     }
 
     fn run(parameters: &Parameters, context: &mut Context) -> anyhow::Result<()> {
         let (dataset, buckets): (Dataset, Buckets) = (context.read("dataset")?, context.read("buckets")?);
         let streams = Streams::new(context.seed(), "condense/mtt");
-        let canvas = Canvas::drawn(&dataset, &buckets, parameters.images, 1, &streams)?;
-        let published = Architecture::of_family(Family::Convnet3, dataset.image_shape(), dataset.classes());
-        let architecture = Architecture { widths: parameters.widths.clone(), ..published };
+        let mut canvas = Canvas::drawn(&dataset, &buckets, parameters.images, 1, &streams)?;
+        let architecture = convnet3(&dataset, &parameters.widths);
         context.progress().phase("experts");
         let samples = Samples::of_whole_dataset(&dataset);
         let mut ways = Vec::new();
@@ -105,7 +102,6 @@ impl Method for Mtt {
             context.progress().step("experts", expert + 1, parameters.experts);
         }
         let mut network = Network::initialised(&architecture, &streams)?;
-        let mut optimiser = Optimiser::new(Rule::Sgd { momentum: 0.5, weight_decay: 0.0 });
         context.progress().phase("matching");
         for step in 0..parameters.steps {
             let mut stream = streams.indexed("start", step as u64);
@@ -113,7 +109,7 @@ impl Method for Mtt {
             let from = stream.below(way.len() - parameters.span);
             let steps = (parameters.student_steps, parameters.student_lr);
             let (gradient, distance) = matched(&mut network, &canvas, &way[from], &way[from + parameters.span], steps)?;
-            canvas.step(Some(gradient), distance, &mut optimiser, parameters.lr)?;
+            canvas.step(Some(gradient), distance, parameters.lr)?;
             context.progress().step("steps", step + 1, parameters.steps);
         }
         let mut condensed = canvas.finish(&dataset, Self::NAME)?;
@@ -215,7 +211,7 @@ mod tests {
         };
         let streams = Streams::new(1, "test");
         let canvas = Canvas::drawn(&dataset, &buckets, 1, 1, &streams).unwrap();
-        let architecture = Architecture { widths: vec![4, 4, 4], ..Architecture::of_family(Family::Convnet3, [1, 8, 8], 2) };
+        let architecture = convnet3(&dataset, &[4, 4, 4]);
         let parameters = Parameters { expert_epochs: 3, student_lr: 0.1, ..Parameters::default() };
         let way = way(&architecture, &Samples::of_whole_dataset(&dataset), &parameters, streams.clone()).unwrap();
         assert_eq!(way.len(), 4);
