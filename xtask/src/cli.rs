@@ -13,7 +13,7 @@ use crate::session::Session;
 use crate::show::{self, GraphFormat};
 use crate::store::Care;
 use crate::table::Format;
-use crate::{bench, export, regress, run, times};
+use crate::{bench, export, regress, run, times, verify};
 
 /// Runs pipelines of dataset-condensation-driven unlearning, keeps their results, and tells what has changed.
 #[derive(Debug, Parser)]
@@ -123,6 +123,20 @@ enum Command {
         #[arg(long)]
         update_tolerances: bool,
     },
+    /// Compute the scores of a pipeline and its reports once more from the artifacts, and fail where anything comes out otherwise.
+    Verify {
+        #[command(flatten)]
+        target: Target,
+        /// A report that was handed on, which must be one of the pipeline's to the byte.
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
+        /// Sign the JSON of the reports: with a private key for ed25519, in PEM as openssl writes it. The signature lies beside it as `.sig`.
+        #[arg(long, value_name = "KEY", conflicts_with = "public")]
+        sign: Option<PathBuf>,
+        /// Check these signatures, with a public key in PEM.
+        #[arg(long, value_name = "KEY")]
+        public: Option<PathBuf>,
+    },
     /// Time the work of the stages, beside the machine's floor and the same work in Python.
     Bench {
         /// Only what has this in its name, such as `train-step`.
@@ -204,6 +218,14 @@ impl CommandLine {
             Command::Regress { target, update: true, .. } => regress::update(&target.open(Mode::Build)?),
             Command::Regress { target, update_tolerances: true, .. } => regress::update_tolerances(&target.open(Mode::Build)?),
             Command::Regress { target, .. } => regress::compare(&target.open(Mode::Look)?),
+            Command::Verify { target, report, sign, public } => {
+                let key = match (sign, public) {
+                    (Some(key), _) => verify::Key::Sign(key),
+                    (None, Some(key)) => verify::Key::Check(key),
+                    (None, None) => verify::Key::None,
+                };
+                verify::verify(target.open(Mode::Build)?, report.as_deref(), &key)
+            }
             Command::Bench { filter, python, json } => bench::bench(&filter, &python, json),
             Command::Export { path, stage, output, force, settings, store, device } => {
                 let artifact = match stage {

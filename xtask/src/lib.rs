@@ -31,6 +31,7 @@ mod supervise;
 mod table;
 mod times;
 mod tokens;
+mod verify;
 mod yaml;
 
 use std::process::ExitCode;

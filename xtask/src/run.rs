@@ -1,6 +1,6 @@
 //! `cargo xtask run`: brings the results of a pipeline up to date.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use crate::process::{self, Options};
 use crate::reasons::{Reason, in_one_line};
 use crate::session::{Known, Session, State};
 use crate::signals::{self, Stopped};
-use crate::store::{Parts, Record, Seconds, Stored, cpu_features};
+use crate::store::{Made, Parts, Record, Seconds, Stored, cpu_features};
 use crate::supervise::StageFailure;
 
 /// What to run, and how.
@@ -369,6 +369,14 @@ fn explain(session: &Session, instance: &Instance, error: anyhow::Error) -> anyh
     Diagnostics::from(Diagnostic { place, message: format!("`{}` failed: {message}", instance.name), help }).into()
 }
 
+/// How the file of an output is called in the folder of reports, if it is one for people.
+pub(crate) fn report_name(instance: &str, output: &str, made: &Made, outputs: &BTreeMap<String, Made>) -> Option<String> {
+    let extension = made.schema.strip_prefix("file/")?;
+    let alone = outputs.values().filter(|other| other.schema == made.schema).count() == 1;
+    let name = if alone { instance.to_owned() } else { format!("{instance}-{output}") };
+    Some(format!("{}.{extension}", file_name(&name)))
+}
+
 /// Lays the files of reports out for people and prints the tables.
 fn show_reports(session: &Session, known: &Known, selected: &[usize]) -> anyhow::Result<Option<PathBuf>> {
     let folder = session.store.reports(session.pipeline_name());
@@ -377,15 +385,13 @@ fn show_reports(session: &Session, known: &Known, selected: &[usize]) -> anyhow:
         let instance = &session.plan.instances[index];
         let Some(stored) = &known[index] else { continue };
         for (output, made) in &stored.record.outputs {
-            let Some(extension) = made.schema.strip_prefix("file/") else { continue };
-            let alone = stored.record.outputs.values().filter(|other| other.schema == made.schema).count() == 1;
-            let name = if alone { instance.name.clone() } else { format!("{}-{output}", instance.name) };
+            let Some(name) = report_name(&instance.name, output, made, &stored.record.outputs) else { continue };
             let path = stored.path(output);
             let bytes = std::fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
-            if extension == "txt" {
+            if made.schema == "file/txt" {
                 println!("{}", String::from_utf8_lossy(&bytes));
             }
-            match session.store.put(&folder.join(format!("{}.{extension}", file_name(&name))), &bytes) {
+            match session.store.put(&folder.join(name), &bytes) {
                 Ok(()) => laid_out = Some(folder.clone()),
                 Err(error) => eprintln!("  note: the report is not laid out: {error:#}"),
             }

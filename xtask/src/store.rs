@@ -260,6 +260,11 @@ impl Store {
         self.layout().join("checkpoints").join(key.short())
     }
 
+    /// Where the file of an output lies.
+    pub(crate) fn object(&self, made: &Made) -> PathBuf {
+        object_path(&self.objects(), made)
+    }
+
     /// Where reports are laid out for people.
     pub(crate) fn reports(&self, pipeline: &str) -> PathBuf {
         self.root.join("reports").join(pipeline)

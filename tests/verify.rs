@@ -1,0 +1,82 @@
+//! `verify`: a report whose numbers the artifacts give is verified, one that was changed anywhere is not.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use dcu_tests::{Project, SMALL};
+
+/// Replaces text in a file, which keeps its size and time.
+fn tamper(path: &Path, from: &[u8], to: &[u8]) {
+    assert_eq!(from.len(), to.len());
+    let mut bytes = std::fs::read(path).unwrap();
+    let place = bytes.windows(from.len()).position(|window| window == from).expect("the file has the text");
+    bytes[place..place + to.len()].copy_from_slice(to);
+    let modified = std::fs::metadata(path).unwrap().modified().unwrap();
+    std::fs::write(path, bytes).unwrap();
+    File::options().write(true).open(path).unwrap().set_modified(modified).unwrap();
+}
+
+fn report(project: &Project, name: &str) -> PathBuf {
+    project.store().join("reports").join("small").join(name)
+}
+
+#[test]
+fn what_was_changed_anywhere_is_found() {
+    let project = Project::new(SMALL);
+    let error = project.xtask("verify", &[]).failure();
+    assert!(error.contains("is not there to be verified (never ran here)"), "{error}");
+    project.xtask("run", &[]).success();
+    let verified = project.xtask("verify", &[]).success();
+    assert!(
+        verified.stdout.contains("the same  evaluate@modular#1") && verified.stdout.contains("verified: all scores"),
+        "{}",
+        verified.stdout
+    );
+
+    // A copy that was handed on, as it is and with another number.
+    let (laid_out, copy) = (report(&project, "report.json"), project.path("copy.json"));
+    std::fs::copy(&laid_out, &copy).unwrap();
+    let given = ["--report", copy.to_str().unwrap()];
+    project.xtask("verify", &given).success();
+    tamper(&copy, b"\"mean\": 0.", b"\"mean\": 1.");
+    let error = project.xtask("verify", &given).failure();
+    assert!(error.contains("1 of the numbers or files are not what the artifacts give"), "{error}");
+
+    // The report itself; the next run lays it out again.
+    tamper(&laid_out, b"\"mean\": 0.", b"\"mean\": 1.");
+    let changed = project.xtask("verify", &[]);
+    assert!(changed.stdout.contains("it is not what the report stage has written"), "{}", changed.stdout);
+    changed.failure();
+    project.xtask("run", &[]).success();
+    project.xtask("verify", &[]).success();
+
+    // A score in its artifact, whose size and time stay.
+    tamper(&project.artifact("evaluate@modular#1", &[]), b"\"test_accuracy\":0.", b"\"test_accuracy\":1.");
+    let error = project.xtask("verify", &[]).failure();
+    assert!(error.contains("`evaluate@modular#1` is not there to be verified"), "{error}");
+}
+
+#[test]
+fn a_signature_goes_with_a_report_that_is_verified() {
+    let project = Project::new(SMALL);
+    project.xtask("run", &[]).success();
+    let key = |name: &str, text: &str| {
+        std::fs::write(project.path(name), text).unwrap();
+        project.path(name).to_str().unwrap().to_owned()
+    };
+    // Those of RFC 8410.
+    let private =
+        "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n-----END PRIVATE KEY-----\n";
+    let public = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
+    let (private, public) = (key("private.pem", private), key("public.pem", public));
+    let error = project.xtask("verify", &["--public", &public]).failure();
+    assert!(error.contains("is not signed"), "{error}");
+    project.xtask("verify", &["--sign", &private]).success();
+    project.xtask("verify", &["--public", &public]).success();
+    let signature = report(&project, "report.json.sig");
+    let mut bytes = std::fs::read(&signature).unwrap();
+    bytes[5] ^= 1;
+    std::fs::write(&signature, bytes).unwrap();
+    let error = project.xtask("verify", &["--public", &public]).failure();
+    assert!(error.contains("was signed with another key, or changed since"), "{error}");
+}
