@@ -18,6 +18,7 @@ pub mod model;
 pub mod network;
 pub mod ops;
 pub mod optimiser;
+mod orthogonal;
 mod parallel;
 pub mod place;
 pub mod recipe;

@@ -9,9 +9,9 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::gradients::Gradients;
-use crate::ops;
+use crate::orthogonal::orthogonal;
 use crate::tally;
-use crate::vector::vectorised;
+use crate::vector::{Real, vectorised};
 
 const CHUNK: usize = 1 << 14;
 const BETAS: (f64, f64) = (0.9, 0.999);
@@ -252,43 +252,32 @@ impl Optimiser {
 
 /// One step of [`Rule::Muon`] on a weight of two dimensions or more.
 fn muon_step(parameter: &Var, gradient: &Tensor, velocity: &mut Moments, [momentum, rate, scale]: [f64; 3]) -> Result<()> {
-    let gradient = (gradient.to_device(&Device::Cpu)? * scale)?;
-    let before = match &*velocity {
-        Moments::F32(values) => Tensor::from_slice(values, gradient.dims(), gradient.device())?,
-        Moments::F64(values) => Tensor::from_slice(values, gradient.dims(), gradient.device())?,
+    let gradient = gradient.to_device(&Device::Cpu)?;
+    let (rows, flat) = (gradient.dim(0)?, gradient.flatten_all()?);
+    let columns = flat.elem_count() / rows;
+    let rate = -rate * (rows as f64 / columns as f64).max(1.0).sqrt();
+    let step = match velocity {
+        Moments::F32(velocity) => {
+            Tensor::from_vec(muon(flat.to_vec1()?, velocity, [momentum, rate, scale], [rows, columns]), gradient.dims(), &Device::Cpu)?
+        }
+        Moments::F64(velocity) => {
+            Tensor::from_vec(muon(flat.to_vec1()?, velocity, [momentum, rate, scale], [rows, columns]), gradient.dims(), &Device::Cpu)?
+        }
     };
-    let now = ((before * momentum)? + &gradient)?;
-    *velocity = match gradient.dtype() {
-        DType::F64 => Moments::F64(now.flatten_all()?.to_vec1()?),
-        _ => Moments::F32(now.flatten_all()?.to_vec1()?),
-    };
-    let ahead = (gradient + (now * momentum)?)?.flatten_from(1)?;
-    let (rows, columns) = ahead.dims2()?;
-    let larger = (rows as f64 / columns as f64).max(1.0).sqrt();
-    let step = (orthogonal(&ahead)? * (-rate * larger))?.reshape(parameter.dims())?;
     parameter.set(&(parameter.as_detached_tensor() + step.to_device(parameter.device())?)?)
 }
 
-/// A matrix with about the same singular vectors, whose singular values lie between 0.7 and 1.2: five steps of a Newton-Schulz iteration of the fifth order, whose
-/// coefficients let small singular values grow fastest (Jordan et al. 2024). One of zeros stays so.
-fn orthogonal(matrix: &Tensor) -> Result<Tensor> {
-    const COEFFICIENTS: [f64; 3] = [3.4445, -4.775, 2.0315];
-    const EPSILON: f64 = 1e-7;
-    const STEPS: u64 = 5;
-    let is_tall = matrix.dim(0)? > matrix.dim(1)?;
-    let mut found = if is_tall { matrix.t()?.contiguous()? } else { matrix.contiguous()? };
-    let norm = found.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt();
-    found = (found / (norm + EPSILON))?;
-    let (rows, columns) = found.dims2()?;
-    tally::others(STEPS * 2 * (2 * rows * rows * columns + rows.pow(3)) as u64);
-    for _ in 0..STEPS {
-        let [first, third, fifth] = COEFFICIENTS;
-        // The product of a matrix with its transposed is symmetric, and so is the square of that.
-        let square = ops::linear(&found, &found, None)?;
-        let polynomial = ((&square * third)? + (ops::linear(&square, &square, None)? * fifth)?)?;
-        found = ((&found * first)? + ops::linear(&polynomial, &found.t()?.contiguous()?, None)?)?;
+/// What is added to a weight of so many rows and columns.
+fn muon<T: Real>(mut gradient: Vec<T>, velocity: &mut [T], settings: [f64; 3], [rows, columns]: [usize; 2]) -> Vec<T> {
+    let [momentum, rate, scale] = settings.map(T::from_f64);
+    for (gradient, velocity) in gradient.iter_mut().zip(velocity) {
+        *gradient *= scale;
+        *velocity = *velocity * momentum + *gradient;
+        *gradient += *velocity * momentum;
     }
-    if is_tall { found.t()?.contiguous() } else { Ok(found) }
+    let mut step = orthogonal(&gradient, rows, columns);
+    step.iter_mut().for_each(|value| *value *= rate);
+    step
 }
 
 /// What gradients are scaled by, so that their common norm is `most` at most.
@@ -479,22 +468,6 @@ mod tests {
         let mut stream = Streams::new(1, "test").stream("matrix");
         let values: Vec<f64> = (0..rows * columns).map(|_| f64::from(stream.normal())).collect();
         Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
-    }
-
-    #[test]
-    fn an_orthogonalised_matrix_moves_all_directions_by_about_as_much() {
-        for (rows, columns) in [(6, 20), (20, 6), (5, 5)] {
-            let found = orthogonal(&drawn(rows, columns)).unwrap();
-            assert_eq!(found.dims(), [rows, columns]);
-            let wide = if rows > columns { found.t().unwrap().contiguous().unwrap() } else { found };
-            let square = ops::linear(&wide, &wide, None).unwrap().to_vec2::<f64>().unwrap();
-            for (row, values) in square.iter().enumerate() {
-                // Squares of singular values between 0.5 and 1.5: nearly a multiple of the identity.
-                let (own, others) = (values[row], values.iter().sum::<f64>() - values[row]);
-                assert!((0.4..1.6).contains(&own) && others.abs() < 1.0, "{rows} x {columns}: {own} {others}");
-            }
-        }
-        assert_eq!(orthogonal(&drawn(3, 4).zeros_like().unwrap()).unwrap().to_vec2::<f64>().unwrap(), vec![vec![0.0; 4]; 3]);
     }
 
     #[test]
