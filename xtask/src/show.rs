@@ -133,9 +133,13 @@ pub(crate) fn graph(session: &Session, format: GraphFormat) {
     match format {
         GraphFormat::Text => {
             let heading = ["stage", "runs", "instances", "needs"].map(str::to_owned).to_vec();
+            let in_short = |uses: &[String]| match uses {
+                [first, second, third, others @ ..] if !others.is_empty() => format!("{first} {second} {third} and {} more", others.len()),
+                few => few.join(" "),
+            };
             let rows = stages
                 .iter()
-                .map(|(name, uses, count, needs)| vec![(*name).to_owned(), uses.join(" "), count.to_string(), needs.join(" ")]);
+                .map(|(name, uses, count, needs)| vec![(*name).to_owned(), in_short(uses), count.to_string(), needs.join(" ")]);
             table::aligned(&std::iter::once(heading).chain(rows).collect::<Vec<_>>(), "  ", "", "")
                 .iter()
                 .for_each(|line| println!("{line}"));
