@@ -43,7 +43,7 @@ pub(crate) enum Ranks {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Parameters {
     /// Which method is accelerated.
-    variant: Variant,
+    pub(crate) variant: Variant,
     /// Whose losses a sample's loss is compared with.
     ranks: Ranks,
     /// How much the term of forget and unseen samples counts.
@@ -51,7 +51,7 @@ pub(crate) struct Parameters {
     /// How steep the comparison of two losses is.
     steepness: f64,
     /// Passes over the retain samples.
-    epochs: usize,
+    pub(crate) epochs: usize,
     /// The share of the retain set that each pass takes, drawn anew.
     share: f64,
     /// Samples backward, as a share of retraining's, of which each retain sample brings four forget samples. Where it is given, `share` follows from it.
@@ -60,7 +60,7 @@ pub(crate) struct Parameters {
     /// The learning rate of Adam.
     lr: f64,
     /// Retain samples in a batch; four times as many forget and unseen samples go with them, where there are so many.
-    batch: usize,
+    pub(crate) batch: usize,
 }
 
 impl Default for Parameters {
@@ -80,7 +80,7 @@ impl Default for Parameters {
 }
 
 /// Forget and unseen samples for each retain sample of a batch.
-const BESIDE: usize = 4;
+pub(crate) const BESIDE: usize = 4;
 /// How much the size of all weights counts in A-Sparse.
 const GAMMA: f64 = 1e-4;
 /// Cross-entropy and divergence on retain samples, and divergence on forget samples, in A-SCRUB, and the temperature.
@@ -89,6 +89,7 @@ const TEMPERATURE: f64 = 2.0;
 
 impl Unlearn for Accelerated {
     const NAME: &'static str = "accelerated";
+    const VERSION: u32 = 2;
     const SUMMARY: &'static str =
         "Finetunes for one epoch, and draws the losses of forget samples to those of unseen ones (A-CF, A-Sparse, A-SCRUB)";
     const WIRES: Wires = Wires { test: Need::Must, holdout: Need::Must, ..Wires::RETAIN };
@@ -158,7 +159,7 @@ fn labels(samples: &Samples, rows: &[usize]) -> Vec<u32> {
 }
 
 /// So many forget samples, and as many unseen ones at most of the classes that these have, all different.
-fn groups(stream: &mut Stream, forget: &Samples, unseen: &Samples, count: usize) -> [Vec<usize>; 2] {
+pub(crate) fn groups(stream: &mut Stream, forget: &Samples, unseen: &Samples, count: usize) -> [Vec<usize>; 2] {
     let mut own = stream.permutation(forget.len());
     own.truncate(count);
     let classes = labels(forget, &own);
@@ -196,7 +197,9 @@ fn discrepancy(own: &Tensor, other: &Tensor, ranks: Ranks, steepness: f64) -> dc
 
 /// For each value the standard normal quantile of how far it is above the others, by `mean sigmoid(steepness · max(0, difference))`.
 fn normal(values: &Tensor, others: &Tensor, steepness: f64) -> dcu_nn::Result<Tensor> {
-    let above = values.unsqueeze(1)?.broadcast_sub(&others.unsqueeze(0)?)?.relu()?;
+    let differences = values.unsqueeze(1)?.broadcast_sub(&others.unsqueeze(0)?)?;
+    // candle's `relu` has the slope 1 at 0, where a value meets itself among fixed ones: nothing draws it there.
+    let above = (&differences * differences.gt(0.0)?.to_dtype(differences.dtype())?)?;
     let shares = (((above * -steepness)?.exp()? + 1.0)?.recip()?).mean(1)?;
     // The quantile has no operation of its own: its value, and its slope where it is.
     let at: Vec<f64> = shares.to_dtype(dcu_nn::DType::F64)?.to_vec1()?;
@@ -234,6 +237,31 @@ mod tests {
         assert!(of(Ranks::Own).abs() < 1e-3 && of(Ranks::Pooled) > 0.05, "{} {}", of(Ranks::Own), of(Ranks::Pooled));
         let alike = discrepancy(&low, &low, Ranks::Pooled, 2.0).unwrap().to_scalar::<f32>().unwrap();
         assert!(alike.abs() < 1e-6, "{alike}");
+    }
+
+    #[test]
+    fn a_value_is_not_drawn_by_itself_among_the_others() {
+        let value = Var::from_tensor(&tensor(&[0.6])).unwrap();
+        let others = tensor(&[0.6, 0.9]);
+        let gradients = normal(&value, &others, 2.0).unwrap().sum_all().unwrap().backward().unwrap();
+        assert_eq!(gradients.get(&value).unwrap().to_vec1::<f32>().unwrap(), [0.0]);
+    }
+
+    #[test]
+    fn groups_are_of_the_classes_of_the_forget_samples_drawn() {
+        let of =
+            |labels: &[u32]| Samples::of_values(dcu_artifact::Array::new(vec![labels.len(), 1], vec![0.0; labels.len()]), labels.to_vec());
+        let (forget, unseen) = (of(&[0, 1, 2, 0, 1, 2]).unwrap(), of(&[2, 1, 0, 2, 1, 0, 3, 0]).unwrap());
+        let mut stream = dcu_nn::rng::Streams::new(1, "test").stream("groups");
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..20 {
+            let [own, other] = groups(&mut stream, &forget, &unseen, 2);
+            let classes = labels(&forget, &own);
+            assert!(own.len() == 2 && own[0] != own[1] && other.len() == 2 && other[0] != other[1], "{own:?} {other:?}");
+            assert!(labels(&unseen, &other).iter().all(|class| classes.contains(class)), "{own:?} {other:?}");
+            seen.insert((own, other));
+        }
+        assert!(seen.len() > 10);
     }
 
     #[test]
