@@ -154,8 +154,7 @@ impl Pupil<'_> {
         batch: usize,
         mut loss: impl FnMut(&Network, &Batch<'_>) -> anyhow::Result<Tensor>,
     ) -> anyhow::Result<()> {
-        let order = self.streams.indexed(&format!("{purpose} shuffle"), self.epoch as u64).permutation(rows.len());
-        let rows: Vec<usize> = order.into_iter().map(|place| rows[place]).collect();
+        let rows = shuffled(self.streams, purpose, self.epoch, rows);
         self.steps(purpose, samples, &batches(&rows, batch), &mut loss)
     }
 
@@ -209,14 +208,25 @@ impl Pupil<'_> {
 
     /// Random rows, a share of so many, drawn anew in each epoch.
     pub(crate) fn drawn(&self, purpose: &str, of: usize, share: f64) -> Vec<usize> {
-        let mut rows = self.streams.indexed(purpose, self.epoch as u64).permutation(of);
-        rows.truncate((share * of as f64).round() as usize);
-        rows
+        drawn(self.streams, purpose, self.epoch, of, share)
     }
 }
 
+/// The rows in the random order of a pass.
+pub(crate) fn shuffled(streams: &Streams, purpose: &str, epoch: usize, rows: &[usize]) -> Vec<usize> {
+    let order = streams.indexed(&format!("{purpose} shuffle"), epoch as u64).permutation(rows.len());
+    order.into_iter().map(|place| rows[place]).collect()
+}
+
+/// As [`Pupil::drawn`].
+pub(crate) fn drawn(streams: &Streams, purpose: &str, epoch: usize, of: usize, share: f64) -> Vec<usize> {
+    let mut rows = streams.indexed(purpose, epoch as u64).permutation(of);
+    rows.truncate((share * of as f64).round() as usize);
+    rows
+}
+
 /// Batches of so many rows. A single row that would be left, of which batch normalisation has no statistics, goes with those before it.
-fn batches(rows: &[usize], size: usize) -> Vec<&[usize]> {
+pub(crate) fn batches(rows: &[usize], size: usize) -> Vec<&[usize]> {
     let mut batches: Vec<&[usize]> = rows.chunks(size).collect();
     if batches.len() > 1 && rows.len() % size == 1 {
         batches.truncate(batches.len() - 2);

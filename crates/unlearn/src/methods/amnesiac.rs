@@ -19,16 +19,16 @@ pub(crate) struct Amnesiac;
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Parameters {
     /// Passes over the forget samples.
-    epochs: usize,
+    pub(crate) epochs: usize,
     /// The share of the retain set that goes along in each of them, drawn anew.
-    share: f64,
+    pub(crate) share: f64,
     /// Samples backward, as a share of retraining's. Where it is given, `share` follows from it, and where that is not enough, `epochs`.
     #[serde(skip_serializing_if = "Option::is_none")]
     budget: Option<f64>,
     /// The learning rate of Adam.
     lr: f64,
     /// Samples in a batch.
-    batch: usize,
+    pub(crate) batch: usize,
 }
 
 impl Default for Parameters {
@@ -68,7 +68,7 @@ impl Unlearn for Amnesiac {
 }
 
 /// For each forget sample a class that is neither its own nor forgotten whole, [F, K].
-fn wrong_labels(task: &Task) -> anyhow::Result<Array<f32>> {
+pub(crate) fn wrong_labels(task: &Task) -> anyhow::Result<Array<f32>> {
     let (gone, classes) = (task.classes_gone(), task.dataset.classes());
     let (mut stream, mut targets) = (task.streams.stream("labels"), Vec::with_capacity(task.forget.len() * classes));
     for &own in task.forget.labels() {

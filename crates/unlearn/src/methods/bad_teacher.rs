@@ -18,9 +18,9 @@ pub(crate) struct BadTeacher;
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Parameters {
     /// Passes over the forget samples.
-    epochs: usize,
+    pub(crate) epochs: usize,
     /// The share of the retain set that goes along in each of them, drawn anew.
-    share: f64,
+    pub(crate) share: f64,
     /// Samples backward, as a share of retraining's. Where it is given, `share` follows from it, and where that is not enough, `epochs`.
     #[serde(skip_serializing_if = "Option::is_none")]
     budget: Option<f64>,
@@ -29,7 +29,7 @@ pub(crate) struct Parameters {
     /// The learning rate of Adam.
     lr: f64,
     /// Samples in a batch.
-    batch: usize,
+    pub(crate) batch: usize,
 }
 
 impl Default for Parameters {
@@ -56,22 +56,30 @@ impl Unlearn for BadTeacher {
     }
 
     fn unlearn(parameters: &Parameters, task: &mut Task) -> anyhow::Result<Network> {
-        let (forget, retain, none) = (task.forget.len(), task.retain.len(), Trainable::none());
-        let (good, bad) = (task.original()?, task.fresh()?);
-        let together = Samples::joined(&[&task.forget, &task.retain])?;
-        let (epochs, share) = task.length(parameters.budget, (parameters.epochs, parameters.share), [1.0, 1.0], [forget, retain])?;
-        let network = task.original()?;
-        let course = Course::adam(&network, epochs, parameters.lr);
-        task.teach(network, &course, |pupil, _| {
-            let drawn = pupil.drawn("draw", retain, share).into_iter().map(|row| forget + row);
-            let rows: Vec<usize> = (0..forget).chain(drawn).collect();
-            pupil.pass("bad teacher", &together, &rows, parameters.batch, |_, batch| {
-                let is_forgotten: Vec<u8> = batch.rows.iter().map(|&row| u8::from(row < forget)).collect();
-                let is_forgotten = Tensor::from_vec(is_forgotten, (batch.rows.len(), 1), batch.logits.device())?;
-                let (bad, good) = (bad.judge(batch.images, &none)?, good.judge(batch.images, &none)?);
-                let said = is_forgotten.broadcast_as(good.dims())?.where_cond(&bad, &good)?;
-                Ok(ops::kl_divergence(batch.logits, &said, parameters.temperature)?)
-            })
-        })
+        let bad = task.fresh()?;
+        taught_by(&bad, parameters, task)
     }
+}
+
+/// The original network, taught by this one and by itself.
+///
+/// # Errors
+/// When the training diverges.
+pub(crate) fn taught_by(bad: &Network, parameters: &Parameters, task: &mut Task) -> anyhow::Result<Network> {
+    let (forget, retain, good, none) = (task.forget.len(), task.retain.len(), task.original()?, Trainable::none());
+    let together = Samples::joined(&[&task.forget, &task.retain])?;
+    let (epochs, share) = task.length(parameters.budget, (parameters.epochs, parameters.share), [1.0, 1.0], [forget, retain])?;
+    let network = task.original()?;
+    let course = Course::adam(&network, epochs, parameters.lr);
+    task.teach(network, &course, |pupil, _| {
+        let drawn = pupil.drawn("draw", retain, share).into_iter().map(|row| forget + row);
+        let rows: Vec<usize> = (0..forget).chain(drawn).collect();
+        pupil.pass("bad teacher", &together, &rows, parameters.batch, |_, batch| {
+            let is_forgotten: Vec<u8> = batch.rows.iter().map(|&row| u8::from(row < forget)).collect();
+            let is_forgotten = Tensor::from_vec(is_forgotten, (batch.rows.len(), 1), batch.logits.device())?;
+            let (bad, good) = (bad.judge(batch.images, &none)?, good.judge(batch.images, &none)?);
+            let said = is_forgotten.broadcast_as(good.dims())?.where_cond(&bad, &good)?;
+            Ok(ops::kl_divergence(batch.logits, &said, parameters.temperature)?)
+        })
+    })
 }

@@ -4,14 +4,16 @@
     python generate.py
 
 Each method is written down again here, in f64, from its formula, on three tiny networks: an MLP, a CNN with batch normalisation and a ConvNet-3 with
-instance normalisation. A batch holds all samples of its set, so that their order does not matter. Random numbers of a method are given to both sides. Kept are
+instance normalisation. Unless DRAWN says otherwise a batch holds all samples of its set, so that their order does not matter. Random numbers of a method are given to both sides. Kept are
 
     CASE.images, .labels, .original_labels, .forget, .retain    the data: bytes, and rows of them
+    CASE.unseen.images, .labels, CASE.validation                 held-out data, and which of it a method may use
     CASE.state.NAME                                              the original network
     CASE.METHOD                                                  its floating numbers afterwards, tensor by tensor, sorted by name
     CASE.METHOD.given                                            what random numbers it was given
 
-and in the metadata, for each case, the architecture, and for each method its parameters. To add a method, add a function to METHODS and a line to src/golden.rs.
+and in the metadata, for each case, the architecture, and for each method its parameters and what is in DRAWN. Where batches are part of a rule, they are those that
+the crate draws, which src/golden.rs tells where they are not those of DRAWN. To add a method, add a function to METHODS and a line to src/golden.rs.
 """
 import copy
 import json
@@ -85,16 +87,29 @@ class Case:
                     value.zero_()
         self.pixels = torch.randint(0, 256, (8, *facts["input"]), dtype=torch.uint8)
         self.labels, self.original = torch.tensor([0, 1, 2, 1, 0, 2, 1, 0]), torch.tensor([0, 2, 2, 1, 1, 2, 1, 2])
+        self.unseen_pixels, self.unseen_labels = torch.randint(0, 256, (7, *facts["input"]), dtype=torch.uint8), torch.tensor([0, 1, 2, 1, 0, 1, 0])
+        self.validation = [6, 0, 2, 3, 5, 1]
         self.rows = {"forget": [4, 1, 7], "retain": [0, 2, 3, 5, 6], "all": list(range(8)), "together": [0, 2, 3, 5, 6, 4, 1, 7]}
+
+    def fresh(self):
+        net = ARCHITECTURES[self.name][0]()
+        with torch.no_grad():
+            for value in net.state_dict().values():
+                value.copy_(value.float().double() if value.is_floating_point() else value)
+        return net.eval()
 
     def net(self):
         return copy.deepcopy(self.start).eval()
 
     def x(self, part):
-        return (self.pixels[self.rows[part]].double() / 255 - MEAN) / DEVIATION
+        return normalised(self.pixels[self.rows[part]])
 
     def y(self, part):
         return self.labels[self.rows[part]]
+
+
+def normalised(pixels):
+    return (pixels.double() / 255 - MEAN) / DEVIATION
 
 
 def parameters(net):
@@ -334,6 +349,75 @@ def distillation(case, settings):
     return net
 
 
+def mixed(case, settings, drawn, loss):
+    """Passes by Adam over forget and retain samples, which share batches: `loss` is told which rows of both, the forget samples first, are in one."""
+    net, x = case.net().train(), torch.cat([case.x("forget"), case.x("retain")])
+    optimiser = torch.optim.Adam(parameters(net), lr=settings["lr"])
+    for epoch in drawn["batches"]:
+        for rows in epoch:
+            step(optimiser, loss(net(x[rows]), x[rows], torch.tensor(rows)))
+    return net
+
+
+def bad_teacher(case, settings, drawn):
+    good, bad, gone = case.net(), case.fresh(), len(case.rows["forget"])
+
+    def loss(z, x, rows):
+        said = torch.where((rows < gone)[:, None], bad(x), good(x)).detach()
+        return divergence(z, said, settings["temperature"])
+
+    return mixed(case, settings, drawn, loss), numbers(bad)
+
+
+def amnesiac(case, settings, drawn):
+    wrong = torch.tensor(drawn["labels"])
+    assert (wrong != case.y("forget")).all()
+    labels = torch.cat([wrong, case.y("retain")])
+    return mixed(case, settings, drawn, lambda z, _, rows: F.cross_entropy(z, labels[rows]))
+
+
+def accelerated(case, settings, drawn):
+    net, teacher, k = case.net().train(), case.net(), settings["steepness"]
+    xf, yf, xr, yr = case.x("forget"), case.y("forget"), case.x("retain"), case.y("retain")
+    known = [row for row in case.validation if case.unseen_labels[row] in yf]
+    xu, yu = normalised(case.unseen_pixels[known]), case.unseen_labels[known]
+    optimiser = torch.optim.Adam(parameters(net), lr=settings["lr"])
+
+    def level(x, y):
+        # Nothing of these samples goes into running averages.
+        logits = copy.copy(net).eval()(x)
+        net.train()
+        return torch.log(1 + F.cross_entropy(logits, y, reduction="none") + 1e-8)
+
+    def normal(r, others):
+        differences = r[:, None] - others[None, :]
+        return torch.special.ndtri(torch.sigmoid(k * F.relu(differences)).mean(1))
+
+    def kernel(a, b):
+        return torch.exp(-((a[:, None] - b[None, :]) ** 2) / 2).mean()
+
+    for epoch in drawn["epochs"]:
+        if settings["variant"] == "scrub":
+            for rows in epoch["max"]:
+                step(optimiser, -0.2 * F.kl_div((net(xf[rows]) / 2).log_softmax(1), (teacher(xf[rows]) / 2).softmax(1), reduction="batchmean"))
+        for rows, own, other in epoch["steps"]:
+            z = net(xr[rows])
+            value = F.cross_entropy(z, yr[rows]) ** 2
+            if settings["variant"] == "sparse":
+                value = value + 1e-4 * flat(parameters(net)).abs().sum()
+            if settings["variant"] == "scrub":
+                value = 0.99 * value + 1e-3 * divergence(z, teacher(xr[rows]).detach(), 2.0)
+            of_forget, of_unseen = level(xf[own], yf[own]), level(xu[other], yu[other]).detach()
+            if settings["ranks"] == "own":
+                a, b = normal(of_forget, of_forget), normal(of_unseen, of_unseen)
+            else:
+                # A sample is not compared with itself: the others stay where they are.
+                both = torch.cat([of_forget.detach(), of_unseen])
+                a, b = normal(of_forget, both), normal(of_unseen, both)
+            step(optimiser, value + settings["weight"] * (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b)))
+    return net
+
+
 def jit(case, settings):
     net, x, size = case.net(), case.x("forget"), settings["batch"]
     chunks = [x[start : start + size] for start in range(0, len(x), size)]
@@ -396,6 +480,7 @@ def boundary_shrink(case, settings):
 
 # By the name of the vector: the case, the function, and the parameters, which are those of the method in the crate too.
 PASSES = {"lr": 0.1, "epochs": 2}
+FASTER = {"weight": 34.0, "steepness": 2.0, "epochs": 2, "share": 1.0, "lr": 0.01, "batch": 2}
 METHODS = {
     "mlp.ssd": (ssd, {"alpha": 1.2, "lambda": 0.8, "batch": 1}),
     "cnn.ssd": (ssd, {"alpha": 1.2, "lambda": 0.8, "batch": 1}),
@@ -431,20 +516,41 @@ METHODS = {
     "cnn.jit": (jit, {"perturbations": 2, "sigma": 0.5, "lr": 0.05, "batch": 128, "accumulate": False}),
     "mlp.prune": (prune, {"score": "synflow", "density": 0.4, "rounds": 5, "lr": 0.01, "epochs": 3}),
     "mlp.boundary-shrink": (boundary_shrink, {"epsilon": 0.3, "lr": 0.05, "epochs": 3}),
+    "mlp.bad-teacher": (bad_teacher, {"epochs": 2, "share": 0.6, "temperature": 2.0, "lr": 0.02, "batch": 4}),
+    "cnn.bad-teacher": (bad_teacher, {"epochs": 2, "share": 1.0, "temperature": 1.0, "lr": 0.02, "batch": 4}),
+    "mlp.amnesiac": (amnesiac, {"epochs": 2, "share": 0.6, "lr": 0.02, "batch": 4}),
+    "cnn.amnesiac": (amnesiac, {"epochs": 2, "share": 1.0, "lr": 0.02, "batch": 4}),
+    "mlp.accelerated.finetune": (accelerated, {**FASTER, "variant": "finetune", "ranks": "own"}),
+    "mlp.accelerated.sparse": (accelerated, {**FASTER, "variant": "sparse", "ranks": "own"}),
+    "mlp.accelerated.scrub": (accelerated, {**FASTER, "variant": "scrub", "ranks": "own"}),
+    "mlp.accelerated.pooled": (accelerated, {**FASTER, "variant": "finetune", "ranks": "pooled"}),
+    "cnn.accelerated.finetune": (accelerated, {**FASTER, "variant": "finetune", "ranks": "own"}),
+}
+DRAWN = {
+    "mlp.accelerated.finetune": {"epochs": [{"max": [], "steps": [[[2, 0], [0, 1, 2], [1, 0, 3]], [[4, 3, 1], [2, 1, 0], [0, 1, 4]]]}, {"max": [], "steps": [[[1, 3], [1, 0, 2], [2, 1, 3]], [[2, 4, 0], [0, 2, 1], [0, 2, 3]]]}]},
+    "mlp.accelerated.sparse": {"epochs": [{"max": [], "steps": [[[2, 0], [0, 1, 2], [1, 0, 3]], [[4, 3, 1], [2, 1, 0], [0, 1, 4]]]}, {"max": [], "steps": [[[1, 3], [1, 0, 2], [2, 1, 3]], [[2, 4, 0], [0, 2, 1], [0, 2, 3]]]}]},
+    "mlp.accelerated.scrub": {"epochs": [{"max": [[0, 1, 2]], "steps": [[[2, 0], [0, 1, 2], [1, 0, 3]], [[4, 3, 1], [2, 1, 0], [0, 1, 4]]]}, {"max": [[1, 0, 2]], "steps": [[[1, 3], [1, 0, 2], [2, 1, 3]], [[2, 4, 0], [0, 2, 1], [0, 2, 3]]]}]},
+    "mlp.accelerated.pooled": {"epochs": [{"max": [], "steps": [[[2, 0], [0, 1, 2], [1, 0, 3]], [[4, 3, 1], [2, 1, 0], [0, 1, 4]]]}, {"max": [], "steps": [[[1, 3], [1, 0, 2], [2, 1, 3]], [[2, 4, 0], [0, 2, 1], [0, 2, 3]]]}]},
+    "cnn.accelerated.finetune": {"epochs": [{"max": [], "steps": [[[2, 0], [0, 1, 2], [1, 0, 3]], [[4, 3, 1], [2, 1, 0], [0, 1, 4]]]}, {"max": [], "steps": [[[1, 3], [1, 0, 2], [2, 1, 3]], [[2, 4, 0], [0, 2, 1], [0, 2, 3]]]}]},
+    "mlp.amnesiac": {"labels": [2, 0, 1], "batches": [[[2, 5, 6, 1], [0, 4]], [[1, 4, 2, 0], [5, 6]]]},
+    "cnn.amnesiac": {"labels": [2, 0, 1], "batches": [[[2, 5, 7, 1], [0, 3, 4, 6]], [[7, 4, 2, 0], [5, 6, 3, 1]]]},
+    "mlp.bad-teacher": {"batches": [[[5, 0, 4, 6], [2, 1]], [[5, 2, 6, 0], [4, 1]]]},
+    "cnn.bad-teacher": {"batches": [[[5, 0, 7, 6], [3, 1, 2, 4]], [[5, 2, 3, 0], [4, 1, 7, 6]]]},
 }
 
 
 def main():
     cases, tensors = {name: Case(name) for name in ARCHITECTURES}, {}
     for name, case in cases.items():
-        data = {"images": case.pixels, "labels": case.labels, "original_labels": case.original}
+        data = {"images": case.pixels, "labels": case.labels, "original_labels": case.original, "validation": torch.tensor(case.validation)}
+        data |= {"unseen.images": case.unseen_pixels, "unseen.labels": case.unseen_labels}
         tensors |= {f"{name}.{key}": value for key, value in data.items()}
         tensors |= {f"{name}.{part}": torch.tensor(case.rows[part]) for part in ("forget", "retain")}
         tensors |= {f"{name}.state.{key}": value.float() if value.is_floating_point() else value for key, value in case.start.state_dict().items()}
     for seed, (name, (method, settings)) in enumerate(METHODS.items()):
         torch.manual_seed(seed)
         case = cases[name.split(".")[0]]
-        result = method(case, settings)
+        result = method(case, settings, *([DRAWN[name]] if name in DRAWN else []))
         net, given = result if isinstance(result, tuple) else (result, None)
         tensors[name] = numbers(net)
         moved = (tensors[name] - numbers(case.start)).abs().max()
@@ -456,6 +562,7 @@ def main():
         "made_by": f"generate.py with torch {torch.__version__}",
         "cases": json.dumps({name: case.facts for name, case in cases.items()}),
         "parameters": json.dumps({name: settings for name, (_, settings) in METHODS.items()}),
+        "drawn": json.dumps(DRAWN),
     }
     save_file({key: value.detach().contiguous() for key, value in tensors.items()}, Path(__file__).parent / "methods.safetensors", facts)
 
