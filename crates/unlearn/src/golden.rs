@@ -109,11 +109,11 @@ impl Golden {
 
     /// Holds a network to what PyTorch made of the same one.
     fn compare(&self, name: &str, network: &Network) {
-        self.compare_but_for(&[], name, network);
+        self.compare_within(TOLERANCE, &[], name, network);
     }
 
-    /// The same, without these tensors.
-    fn compare_but_for(&self, without: &[&str], name: &str, network: &Network) {
+    /// The same, within a tolerance, without these tensors.
+    fn compare_within(&self, tolerance: f64, without: &[&str], name: &str, network: &Network) {
         let (mut expected, mut worst) = (self.numbers(name).into_iter(), (0.0, String::new()));
         for (tensor, values) in floating(network) {
             for (place, value) in values.into_iter().enumerate() {
@@ -125,7 +125,7 @@ impl Golden {
         }
         assert_eq!(expected.count(), 0, "{name}");
         println!("{name}: {:.1e} at most, {}", worst.0, worst.1);
-        assert!(worst.0 <= TOLERANCE, "{name} is {:.1e} from PyTorch's, {}", worst.0, worst.1);
+        assert!(worst.0 <= tolerance, "{name} is {:.1e} from PyTorch's, {}", worst.0, worst.1);
     }
 
     /// Holds a method that draws nothing that matters to all its vectors.
@@ -275,7 +275,7 @@ fn bad_teacher_is_that_of_pytorch() {
         }
         let bad = Network::from_tensors(&golden.cases[name.split('.').next().unwrap()], &state).unwrap();
         let network = bad_teacher::taught_by(&bad, &parameters, &mut task).unwrap();
-        golden.compare_but_for(&WITHOUT_SLOPE, name, &network);
+        golden.compare_within(TOLERANCE, &WITHOUT_SLOPE, name, &network);
     }
 }
 
@@ -288,7 +288,7 @@ fn amnesiac_is_that_of_pytorch() {
         let labels = task.forget.clone().with_targets(targets).unwrap().labels().to_vec();
         let drawn = batches(&task, "amnesiac", (parameters.epochs, parameters.share, parameters.batch));
         golden.given_what_is(name, &json!({ "labels": labels, "batches": drawn }));
-        golden.compare_but_for(&WITHOUT_SLOPE, name, &amnesiac::Amnesiac::unlearn(&parameters, &mut task).unwrap());
+        golden.compare_within(TOLERANCE, &WITHOUT_SLOPE, name, &amnesiac::Amnesiac::unlearn(&parameters, &mut task).unwrap());
     }
 }
 
@@ -320,7 +320,8 @@ fn accelerated_methods_are_those_of_pytorch() {
         let drawn = json!({ "epochs": (0..parameters.epochs).map(of_epoch).collect::<Vec<_>>() });
         golden.given_what_is(name, &drawn);
         let network = accelerated::Accelerated::unlearn(&parameters, &mut task).unwrap();
-        golden.compare(name, &network);
+        // The divergence of retain samples counts little.
+        golden.compare_within(TOLERANCE / 10.0, &[], name, &network);
     }
 }
 

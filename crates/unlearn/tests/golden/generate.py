@@ -522,7 +522,7 @@ METHODS = {
     "cnn.amnesiac": (amnesiac, {"epochs": 2, "share": 1.0, "lr": 0.02, "batch": 4}),
     "mlp.accelerated.finetune": (accelerated, {**FASTER, "variant": "finetune", "ranks": "own"}),
     "mlp.accelerated.sparse": (accelerated, {**FASTER, "variant": "sparse", "ranks": "own"}),
-    "mlp.accelerated.scrub": (accelerated, {**FASTER, "variant": "scrub", "ranks": "own"}),
+    "mlp.accelerated.scrub": (accelerated, {**FASTER, "variant": "scrub", "ranks": "own", "lr": 0.1}),
     "mlp.accelerated.pooled": (accelerated, {**FASTER, "variant": "finetune", "ranks": "pooled"}),
     "cnn.accelerated.finetune": (accelerated, {**FASTER, "variant": "finetune", "ranks": "own"}),
 }
