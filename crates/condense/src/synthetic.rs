@@ -246,14 +246,10 @@ pub(crate) enum Siamese {
     Flip,
     /// Moved by so many rows and columns, with zeros behind.
     Shift([i64; 2]),
-    /// A square of zeros with this corner, of an eighth of the sides each way.
+    /// Zeros around this pixel, of half the sides.
     Cutout([usize; 2]),
-    /// So much is added.
-    Brightness(f64),
-    /// The distance from the image's mean is multiplied by so much.
-    Contrast(f64),
-    /// The distance from the pixel's mean over the channels is multiplied by so much.
-    Saturation(f64),
+    /// So much is added; then the distance from the pixel's mean over the channels is multiplied, and then that from the image's mean.
+    Colour { brightness: f64, saturation: f64, contrast: f64 },
     /// Nothing.
     None,
 }
@@ -262,7 +258,7 @@ impl Siamese {
     /// One of them at random, for images of this size.
     pub(crate) fn drawn(stream: &mut Stream, [height, width]: [usize; 2]) -> Self {
         let between = |stream: &mut Stream, low: f64, high: f64| low + (high - low) * stream.uniform_f64();
-        match stream.below(6) {
+        match stream.below(4) {
             0 => {
                 if stream.below(2) == 0 {
                     Self::Flip
@@ -271,13 +267,15 @@ impl Siamese {
                 }
             }
             1 => Self::Shift([height, width].map(|side| {
-                let most = side / 8;
+                let most = (side + 4) / 8;
                 stream.below(2 * most + 1) as i64 - most as i64
             })),
-            2 => Self::Cutout([stream.below(height), stream.below(width)]),
-            3 => Self::Brightness(between(stream, -0.5, 0.5)),
-            4 => Self::Contrast(between(stream, 0.5, 1.5)),
-            _ => Self::Saturation(between(stream, 0.0, 2.0)),
+            2 => Self::Cutout([height, width].map(|side| stream.below(side + 1 - cut(side) % 2))),
+            _ => Self::Colour {
+                brightness: between(stream, -0.5, 0.5),
+                saturation: between(stream, 0.0, 2.0),
+                contrast: between(stream, 0.5, 1.5),
+            },
         }
     }
 
@@ -301,23 +299,29 @@ impl Siamese {
                 };
                 moved(&moved(images, 2, rows, height)?, 3, columns, width)
             }
-            Self::Cutout([top, left]) => {
-                let inside = |place: usize, start: usize, side: usize| (start..start + (side / 4).max(1)).contains(&place);
+            Self::Cutout([row, column]) => {
+                let inside = |place: usize, centre: usize, side: usize| {
+                    let (place, size) = (place + cut(side) / 2, cut(side));
+                    (centre..centre + size).contains(&place)
+                };
                 let mask = (0..height * width)
-                    .map(|place| f32::from(u8::from(!(inside(place / width, top, height) && inside(place % width, left, width)))));
+                    .map(|place| f32::from(u8::from(!(inside(place / width, row, height) && inside(place % width, column, width)))));
                 images.broadcast_mul(&Tensor::from_vec(mask.collect::<Vec<_>>(), (1, 1, height, width), images.device())?)
             }
-            Self::Brightness(by) => images + by,
-            Self::Contrast(by) => {
+            Self::Colour { brightness, saturation, contrast } => {
+                let images = (images + brightness)?;
+                let grey = images.mean_keepdim(1)?;
+                let images = (images.broadcast_sub(&grey)? * saturation)?.broadcast_add(&grey)?;
                 let mean = images.mean_keepdim((1, 2, 3))?;
-                (images.broadcast_sub(&mean)? * by)?.broadcast_add(&mean)
-            }
-            Self::Saturation(by) => {
-                let mean = images.mean_keepdim(1)?;
-                (images.broadcast_sub(&mean)? * by)?.broadcast_add(&mean)
+                (images.broadcast_sub(&mean)? * contrast)?.broadcast_add(&mean)
             }
         }
     }
+}
+
+/// How many pixels of a side are cut out.
+fn cut(side: usize) -> usize {
+    side.div_ceil(2)
 }
 
 #[cfg(test)]
@@ -354,12 +358,29 @@ mod tests {
         assert_eq!(flat(&Siamese::Shift([1, 0]).apply(&square).unwrap()), [0.0, 0.0, 1.0, 2.0]);
         assert_eq!(flat(&Siamese::Shift([0, -1]).apply(&square).unwrap()), [2.0, 0.0, 4.0, 0.0]);
         assert_eq!(flat(&Siamese::Cutout([0, 1]).apply(&square).unwrap()), [1.0, 0.0, 3.0, 4.0]);
-        assert_eq!(flat(&Siamese::Brightness(0.5).apply(&square).unwrap()), [1.5, 2.5, 3.5, 4.5]);
-        assert_eq!(flat(&Siamese::Contrast(0.0).apply(&square).unwrap()), [2.5; 4]);
+        let colour = |brightness, saturation, contrast| Siamese::Colour { brightness, saturation, contrast };
+        assert_eq!(flat(&colour(0.5, 1.0, 1.0).apply(&square).unwrap()), [1.5, 2.5, 3.5, 4.5]);
+        assert_eq!(flat(&colour(0.0, 1.0, 0.0).apply(&square).unwrap()), [2.5; 4]);
         let colours = images(&[0.0, 2.0], [1, 2, 1, 1]);
-        assert_eq!(flat(&Siamese::Saturation(2.0).apply(&colours).unwrap()), [-1.0, 3.0]);
+        assert_eq!(flat(&colour(0.0, 2.0, 1.0).apply(&colours).unwrap()), [-1.0, 3.0]);
         let mut stream = Streams::new(1, "test").stream("changes");
-        let drawn: Vec<Siamese> = (0..60).map(|_| Siamese::drawn(&mut stream, [8, 8])).collect();
-        assert!(drawn.contains(&Siamese::Flip) && drawn.iter().any(|change| matches!(change, Siamese::Cutout(_))));
+        let drawn: Vec<Siamese> = (0..200).map(|_| Siamese::drawn(&mut stream, [8, 12])).collect();
+        let share = |of: fn(&Siamese) -> bool| drawn.iter().filter(|change| of(change)).count();
+        let counts = [
+            share(|change| matches!(change, Siamese::Flip | Siamese::None)),
+            share(|change| matches!(change, Siamese::Shift(_))),
+            share(|change| matches!(change, Siamese::Cutout(_))),
+            share(|change| matches!(change, Siamese::Colour { .. })),
+        ];
+        assert!(counts.iter().all(|count| (30..70).contains(count)) && drawn.contains(&Siamese::Flip), "{counts:?}");
+        let within = |change: &Siamese| match *change {
+            Siamese::Shift([rows, columns]) => rows.abs() <= 1 && columns.abs() <= 2,
+            Siamese::Cutout([row, column]) => row <= 8 && column <= 12,
+            Siamese::Colour { brightness, saturation, contrast } => {
+                brightness.abs() <= 0.5 && (0.0..=2.0).contains(&saturation) && (0.5..=1.5).contains(&contrast)
+            }
+            Siamese::Flip | Siamese::None => true,
+        };
+        assert!(drawn.iter().all(within), "{drawn:?}");
     }
 }

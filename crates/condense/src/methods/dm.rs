@@ -42,7 +42,7 @@ impl Default for Parameters {
 
 impl Method for Dm {
     const NAME: &'static str = "dm";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const SUMMARY: &'static str = "Condenses each bucket to images whose mean feature in random networks is that of the bucket";
     const USES_SEED: bool = true;
     const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Buckets>("buckets"), Input::unused::<Model>("model")];
@@ -77,14 +77,12 @@ impl Method for Dm {
                 Siamese::None
             };
             let mut draws = streams.indexed("real", step as u64);
-            let targets = real_means(&network, &samples, &canvas, parameters.batch, change, &mut draws)?;
-            let (images, _) = canvas.decoded(0..canvas.buckets())?;
-            let features = network.features(&change.apply(&images)?)?;
-            let (count, width) = features.dims2()?;
-            let means = features.reshape((canvas.buckets(), count / canvas.buckets(), width))?.mean(1)?;
-            let loss = (means - targets)?.sqr()?.sum_all()?;
-            let gradient = loss.backward()?.remove(canvas.pixels());
-            canvas.step(gradient, f64::from(loss.to_scalar::<f32>()?), parameters.lr)?;
+            let mut drawn = |bucket: usize| -> Vec<usize> {
+                let members = canvas.members(bucket);
+                draws.permutation(members.len()).into_iter().take(parameters.batch).map(|place| members[place]).collect()
+            };
+            let real: Vec<Vec<usize>> = (0..canvas.buckets()).map(&mut drawn).collect();
+            matched(&mut canvas, &network, &samples, &real, change, parameters.lr)?;
             context.progress().step("steps", step + 1, parameters.steps);
             canvas.offer(&mut checkpoints, step + 1)?;
         }
@@ -92,22 +90,30 @@ impl Method for Dm {
     }
 }
 
-/// The mean feature of random members of each bucket, [B, D].
-fn real_means(
+/// A step of the images towards the mean features of real samples, of which each bucket has these rows.
+///
+/// # Errors
+/// When the loss is not finite.
+pub(crate) fn matched(
+    canvas: &mut Canvas,
     network: &Network,
     samples: &Samples,
-    canvas: &Canvas,
-    batch: usize,
+    real: &[Vec<usize>],
     change: Siamese,
-    draws: &mut dcu_nn::rng::Stream,
-) -> candle_core::Result<Tensor> {
-    let mut means: Vec<f32> = Vec::new();
-    for bucket in 0..canvas.buckets() {
-        let members = canvas.members(bucket);
-        let rows: Vec<usize> = draws.permutation(members.len()).into_iter().take(batch).map(|place| members[place]).collect();
-        let features = network.features(&change.apply(&samples.batch(&rows)?.0)?)?;
-        means.extend(features.mean(0)?.to_vec1::<f32>()?);
+    rate: f64,
+) -> candle_core::Result<()> {
+    let mut targets: Vec<f32> = Vec::new();
+    for rows in real {
+        let features = network.features(&change.apply(&samples.batch(rows)?.0)?)?;
+        targets.extend(features.mean(0)?.to_vec1::<f32>()?);
     }
-    let width = means.len() / canvas.buckets();
-    Tensor::from_vec(means, (canvas.buckets(), width), &Device::Cpu)
+    let width = targets.len() / real.len();
+    let targets = Tensor::from_vec(targets, (real.len(), width), &Device::Cpu)?;
+    let (images, _) = canvas.decoded(0..canvas.buckets())?;
+    let features = network.features(&change.apply(&images)?)?;
+    let (count, width) = features.dims2()?;
+    let means = features.reshape((canvas.buckets(), count / canvas.buckets(), width))?.mean(1)?;
+    let loss = (means - targets)?.sqr()?.sum_all()?;
+    let gradient = loss.backward()?.remove(canvas.pixels());
+    canvas.step(gradient, f64::from(loss.to_scalar::<f32>()?), rate)
 }
