@@ -2,14 +2,15 @@
 //! arXiv 2102.08259).
 //!
 //! What the distance of two gradients says of the pixels is a product with the mixed second derivatives of the loss. It is taken as the difference of the gradients of the pixels at
-//! weights on both sides, so that first derivatives are enough. The networks begin with random weights and see condensed images alone: what an image shows comes from its
+//! weights on both sides, so that first derivatives are enough. Some of the thousands of units have their kink near by, and a difference across one has nothing to do with the slope:
+//! the sides are so near to one another that f64 is needed to tell them apart. The networks begin with random weights and see condensed images alone: what an image shows comes from its
 //! bucket.
 
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use dcu_artifact::{Buckets, Condensed, Dataset, Model};
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
-use dcu_nn::{Gradients, Network, Samples, Trainable, ops};
+use dcu_nn::{Gradients, Network, Place, Samples, Trainable, ops};
 use dcu_stage::{Context, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -62,7 +63,7 @@ impl Default for Parameters {
 
 impl Method for Gm {
     const NAME: &'static str = "gm";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const SUMMARY: &'static str = "Condenses each bucket to images that give the gradients that the bucket gives";
     const USES_SEED: bool = true;
     const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Buckets>("buckets"), Input::unused::<Model>("model")];
@@ -99,7 +100,7 @@ impl Method for Gm {
         let [_, height, width] = dataset.image_shape();
         context.progress().phase("matching");
         for start in first..parameters.networks {
-            let mut network = Network::initialised(&architecture, &streams.clone().replicate(u32::try_from(start + 1)?))?;
+            let network = Network::initialised(&architecture, &streams.clone().replicate(u32::try_from(start + 1)?))?;
             let mut learner = Optimiser::new(Rule::Sgd { momentum: 0.5, weight_decay: 0.0 });
             for outer in 0..parameters.outer {
                 let index = (start * parameters.outer + outer) as u64;
@@ -110,7 +111,7 @@ impl Method for Gm {
                     let members = canvas.members(bucket);
                     let rows = draws.permutation(members.len()).into_iter().take(parameters.batch);
                     let (images, labels) = samples.batch(&rows.map(|place| members[place]).collect::<Vec<_>>())?;
-                    let (gradient, distance) = matched(&mut network, &canvas, bucket, (&images, &labels), change)?;
+                    let (gradient, distance) = matched(&network, &canvas, bucket, (&images, &labels), change)?;
                     sum = (sum + gradient)?;
                     total += distance;
                 }
@@ -127,43 +128,45 @@ impl Method for Gm {
 }
 
 /// What the distance between the gradients of a bucket's images and of real ones says of the pixels, and the distance.
-fn matched(
-    network: &mut Network,
+pub(crate) fn matched(
+    network: &Network,
     canvas: &Canvas,
     bucket: usize,
     (images, labels): (&Tensor, &[u32]),
     change: Siamese,
 ) -> candle_core::Result<(Tensor, f64)> {
-    let trainable = Trainable::all(network.graph());
-    let loss = |network: &Network| {
-        let (images, labels) = canvas.decoded(bucket..bucket + 1)?;
-        ops::cross_entropy(&network.judge(&change.apply(&images)?, &trainable)?, &labels)
-    };
+    let (trainable, none) = (Trainable::all(network.graph()), Trainable::none());
     let wanted = network.backward(&ops::cross_entropy(&network.judge(&change.apply(images)?, &trainable)?, labels)?, &trainable)?;
-    let own = network.backward(&loss(network)?, &trainable)?;
-    let (distance, direction) = distance(&own, &wanted)?;
+    let (images, labels) = canvas.decoded(bucket..bucket + 1)?;
+    let images = change.apply(&images)?;
+    let mut network = network.moved_to(Place { dtype: DType::F64, ..network.place().clone() })?;
+    let inputs = Var::from_tensor(&images.detach().to_dtype(DType::F64)?)?;
+    let own = network.backward(&ops::cross_entropy(&network.judge(&inputs.as_detached_tensor(), &trainable)?, &labels)?, &trainable)?;
+    let (distance, direction) = distance(&own, &wanted.map(|_, tensor| tensor.to_dtype(DType::F64))?)?;
+    let norm = direction.norm()?;
+    if norm == 0.0 {
+        return Ok((canvas.pixels().zeros_like()?, distance));
+    }
     let before: Gradients = network
         .parameters(&trainable)
         .into_iter()
         .map(|(name, value)| Ok((name.to_owned(), value.as_detached_tensor().copy()?)))
         .collect::<candle_core::Result<_>>()?;
-    let norm = direction.norm()?;
-    if norm == 0.0 {
-        return Ok((canvas.pixels().zeros_like()?, distance));
-    }
     let move_by = MOVE / norm;
     let mut sides = Vec::new();
     for sign in [1.0, -1.0] {
         network.set(&before.plus(sign * move_by, &direction)?)?;
-        let gradient = loss(network)?.backward()?.remove(canvas.pixels());
+        let gradient = ops::cross_entropy(&network.judge(&inputs, &none)?, &labels)?.backward()?.remove(&inputs);
         sides.push(gradient.ok_or_else(|| candle_core::Error::msg("the loss does not depend on the images"))?);
     }
-    network.set(&before)?;
-    Ok((((&sides[0] - &sides[1])? / (2.0 * move_by))?, distance))
+    let slope = ((&sides[0] - &sides[1])? / (2.0 * move_by))?.to_dtype(images.dtype())?;
+    // Back through the change and the decoding, which are linear but for a constant.
+    let gradient = (images * slope)?.sum_all()?.backward()?.remove(canvas.pixels());
+    Ok((gradient.ok_or_else(|| candle_core::Error::msg("the images do not depend on the pixels"))?, distance))
 }
 
 /// How far weights are moved for a difference of gradients, of the norm of all of them.
-const MOVE: f64 = 1e-2;
+const MOVE: f64 = 1e-7;
 /// Added to norms, which may be 0.
 const EPSILON: f64 = 1e-6;
 
@@ -190,11 +193,11 @@ fn distance(own: &Gradients, wanted: &Gradients) -> candle_core::Result<(f64, Gr
         None => Ok((name.clone(), own.zeros_like()?)),
     };
     let direction: Gradients = variables.iter().map(slope).collect::<candle_core::Result<_>>()?;
-    Ok((f64::from(sum.to_scalar::<f32>()?), direction))
+    Ok((sum.to_dtype(DType::F64)?.to_scalar::<f64>()?, direction))
 }
 
 /// So many epochs of the network on the condensed images, all at once.
-fn learn(network: &Network, canvas: &Canvas, parameters: &Parameters, learner: &mut Optimiser) -> candle_core::Result<()> {
+pub(crate) fn learn(network: &Network, canvas: &Canvas, parameters: &Parameters, learner: &mut Optimiser) -> candle_core::Result<()> {
     let trainable = Trainable::all(network.graph());
     let (images, labels) = canvas.decoded(0..canvas.buckets())?;
     let images = images.detach();
@@ -256,10 +259,10 @@ mod tests {
         let streams = Streams::new(1, "test");
         let canvas = Canvas::drawn(&dataset, &buckets, 1, 1, &streams).unwrap();
         let architecture = convnet3(&dataset, &[4, 4, 4]);
-        let mut network = Network::initialised(&architecture, &streams).unwrap();
+        let network = Network::initialised(&architecture, &streams).unwrap();
         let samples = Samples::of_whole_dataset(&dataset);
         let (images, labels) = samples.batch(&[2, 3]).unwrap();
-        let mut at = |_: ()| matched(&mut network, &canvas, 0, (&images, &labels), Siamese::None).unwrap();
+        let at = |()| matched(&network, &canvas, 0, (&images, &labels), Siamese::None).unwrap();
         let (gradient, _) = at(());
         let gradient = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let before = canvas.pixels().as_detached_tensor().copy().unwrap();
