@@ -1,16 +1,17 @@
 //! `condense/mtt`: images on which a network goes the way that others went on all of the data (matching training trajectories, Cazenave et al., arXiv 2203.11932), at a small size: few experts, short ways,
 //! no whitening, one rate for the student.
 //!
-//! The slope goes back through the student's steps by products with second derivatives of its loss, which are taken as differences of gradients. The experts saw all of the data: the reach is
+//! The slope goes back through the student's steps by products with second derivatives of its loss, which are taken as differences of gradients, in f64 and between
+//! weights so near to one another that hardly a unit has its kink between them. The experts saw all of the data: the reach is
 //! `global`.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor, Var};
 use dcu_artifact::{Buckets, Condensed, Dataset, Model, Reach};
 use dcu_nn::network::backward_to;
 use dcu_nn::recipe::{OptimiserName, Recipe};
 use dcu_nn::rng::Streams;
 use dcu_nn::train::Fit;
-use dcu_nn::{Architecture, Gradients, Network, Samples, Trainable, ops};
+use dcu_nn::{Architecture, Gradients, Network, Place, Samples, Trainable, ops};
 use dcu_stage::{Context, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -60,7 +61,7 @@ impl Default for Parameters {
 
 impl Method for Mtt {
     const NAME: &'static str = "mtt";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const SUMMARY: &'static str = "Condenses to images on which a network goes the way that others went on all of the data";
     const USES_SEED: bool = true;
     const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Buckets>("buckets"), Input::unused::<Model>("model")];
@@ -101,14 +102,14 @@ impl Method for Mtt {
             ways.push(way(&architecture, &samples, parameters, streams)?);
             context.progress().step("experts", expert + 1, parameters.experts);
         }
-        let mut network = Network::initialised(&architecture, &streams)?;
+        let network = Network::initialised(&architecture, &streams)?;
         context.progress().phase("matching");
         for step in 0..parameters.steps {
             let mut stream = streams.indexed("start", step as u64);
             let way = &ways[stream.below(ways.len())];
             let from = stream.below(way.len() - parameters.span);
             let steps = (parameters.student_steps, parameters.student_lr);
-            let (gradient, distance) = matched(&mut network, &canvas, &way[from], &way[from + parameters.span], steps)?;
+            let (gradient, distance) = matched(&network, &canvas, &way[from], &way[from + parameters.span], steps)?;
             canvas.step(Some(gradient), distance, parameters.lr)?;
             context.progress().step("steps", step + 1, parameters.steps);
         }
@@ -136,53 +137,58 @@ fn way(architecture: &Architecture, samples: &Samples, parameters: &Parameters, 
     Ok(way)
 }
 
-fn weights(network: &Network) -> candle_core::Result<Gradients> {
+pub(crate) fn weights(network: &Network) -> candle_core::Result<Gradients> {
     let parameters = network.parameters(&Trainable::all(network.graph()));
     parameters.into_iter().map(|(name, value)| Ok((name.to_owned(), value.as_detached_tensor().copy()?))).collect()
 }
 
 /// What the distance between where a student ends that starts at `from`, and `to`, says of the pixels, and the distance, as a share of that between `from` and `to`.
-fn matched(
-    network: &mut Network,
+pub(crate) fn matched(
+    network: &Network,
     canvas: &Canvas,
     from: &Gradients,
     to: &Gradients,
     (steps, rate): (usize, f64),
 ) -> candle_core::Result<(Tensor, f64)> {
     let trainable = Trainable::all(network.graph());
-    // The gradients of the student's loss by its weights and by the pixels, at some weights.
+    let mut network = network.moved_to(Place { dtype: DType::F64, ..network.place().clone() })?;
+    let [from, to] = [from, to].map(|weights| weights.map(|_, tensor| tensor.to_dtype(DType::F64)));
+    let (from, to) = (from?, to?);
+    let (images, labels) = canvas.decoded(0..canvas.buckets())?;
+    let inputs = Var::from_tensor(&images.detach().to_dtype(DType::F64)?)?;
+    // The gradients of the student's loss by its weights and by the images, at some weights.
     let mut slopes = |at: &Gradients| {
         network.set(at)?;
-        let (images, labels) = canvas.decoded(0..canvas.buckets())?;
-        let loss = ops::cross_entropy(&network.judge(&images, &trainable)?, &labels)?;
-        let (mut gradients, mut pixels) = backward_to(&loss, &[(network, &trainable)], &[canvas.pixels()])?;
-        Ok::<_, candle_core::Error>((gradients.swap_remove(0), pixels.swap_remove(0)))
+        let loss = ops::cross_entropy(&network.judge(&inputs, &trainable)?, &labels)?;
+        let (mut gradients, mut of_inputs) = backward_to(&loss, &[(&network, &trainable)], &[&inputs])?;
+        Ok::<_, candle_core::Error>((gradients.swap_remove(0), of_inputs.swap_remove(0)))
     };
     let mut passed = vec![from.clone()];
     for step in 0..steps {
         let next = passed[step].plus(-rate, &slopes(&passed[step])?.0)?;
         passed.push(next);
     }
-    let (missing, whole) = (passed[steps].plus(-1.0, to)?, from.plus(-1.0, to)?.norm()?.powi(2));
+    let (missing, whole) = (passed[steps].plus(-1.0, &to)?, from.plus(-1.0, &to)?.norm()?.powi(2));
     let distance = missing.norm()?.powi(2) / whole;
     let mut slope = missing.scaled(2.0 / whole)?;
-    let mut pixels = canvas.pixels().zeros_like()?;
+    let mut of_images = inputs.zeros_like()?;
     for at in passed[..steps].iter().rev() {
         let norm = slope.norm()?;
         if norm == 0.0 {
             break;
         }
         let by = MOVE / norm;
-        let ((more, more_pixels), (less, less_pixels)) = (slopes(&at.plus(by, &slope)?)?, slopes(&at.plus(-by, &slope)?)?);
+        let ((more, more_images), (less, less_images)) = (slopes(&at.plus(by, &slope)?)?, slopes(&at.plus(-by, &slope)?)?);
         let factor = -rate / (2.0 * by);
-        pixels = (pixels + ((more_pixels - less_pixels)? * factor)?)?;
+        of_images = (of_images + ((more_images - less_images)? * factor)?)?;
         slope = slope.plus(factor, &more.plus(-1.0, &less)?)?;
     }
-    Ok((pixels, distance))
+    let gradient = (&images * of_images.to_dtype(images.dtype())?)?.sum_all()?.backward()?.remove(canvas.pixels());
+    Ok((gradient.ok_or_else(|| candle_core::Error::msg("the images do not depend on the pixels"))?, distance))
 }
 
 /// How far weights are moved for a difference of gradients, of the norm of all of them.
-const MOVE: f64 = 1e-3;
+const MOVE: f64 = 1e-7;
 
 #[cfg(test)]
 mod tests {
@@ -215,8 +221,8 @@ mod tests {
         let parameters = Parameters { expert_epochs: 3, student_lr: 0.1, ..Parameters::default() };
         let way = way(&architecture, &Samples::of_whole_dataset(&dataset), &parameters, streams.clone()).unwrap();
         assert_eq!(way.len(), 4);
-        let mut network = Network::initialised(&architecture, &streams).unwrap();
-        let mut at = || matched(&mut network, &canvas, &way[0], &way[3], (3, 0.1)).unwrap();
+        let network = Network::initialised(&architecture, &streams).unwrap();
+        let at = || matched(&network, &canvas, &way[0], &way[3], (3, 0.1)).unwrap();
         let gradient = at().0.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let norm = f64::from(gradient.iter().map(|value| value * value).sum::<f32>().sqrt());
         let before = canvas.pixels().as_detached_tensor().copy().unwrap();
