@@ -1,5 +1,7 @@
 //! The condensation stages: sub-class buckets, one condensed image for each, and the reduced retain set; or sums of features.
 
+#[cfg(test)]
+mod golden;
 pub mod kmeans;
 pub mod matching;
 mod methods;

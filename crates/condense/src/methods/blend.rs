@@ -93,7 +93,7 @@ fn published_rate(buckets: f64) -> f64 {
 }
 
 /// The image of each bucket, and the weight of each sample in its bucket's.
-fn blend(
+pub(crate) fn blend(
     network: &Network,
     dataset: &Dataset,
     members: &[Vec<usize>],

@@ -106,7 +106,7 @@ impl Method for Coreset {
 }
 
 /// Rows of the dataset with their weights, of those at `rows`, whose features are [n, D].
-fn choose(
+pub(crate) fn choose(
     parameters: &Parameters,
     dataset: &Dataset,
     rows: &[usize],
