@@ -81,6 +81,14 @@ impl Task {
             Self::Command { .. } => "command".into(),
         }
     }
+
+    /// That of the method.
+    pub(crate) fn version(&self) -> Option<u32> {
+        match self {
+            Self::Method { version, .. } => Some(*version),
+            Self::Command { .. } => None,
+        }
+    }
 }
 
 impl Instance {

@@ -105,10 +105,11 @@ pub(crate) fn run(session: &Session, request: &Request) -> anyhow::Result<()> {
         let _ = session.store.remember(session.pipeline_name(), &instance.name, &stored.record.parts);
         known[index] = Some(stored);
     }
-    let reports = show_reports(session, &known, &selected)?;
-    if let Some(folder) = reports {
+    let Reports { folder, pages } = show_reports(session, &known, &selected)?;
+    if let Some(folder) = folder {
         println!("reports: {}", folder.display());
     }
+    pages.iter().for_each(|page| println!("page: {}", page.display()));
     let left = session.plan.instances.len() - selected.len();
     let left = if left > 0 { format!(", {left} not asked for") } else { String::new() };
     println!(
@@ -377,10 +378,17 @@ pub(crate) fn report_name(instance: &str, output: &str, made: &Made, outputs: &B
     Some(format!("{}.{extension}", file_name(&name)))
 }
 
+/// Where the files of reports were laid out, and the pages among them.
+#[derive(Default)]
+struct Reports {
+    folder: Option<PathBuf>,
+    pages: Vec<PathBuf>,
+}
+
 /// Lays the files of reports out for people and prints the tables.
-fn show_reports(session: &Session, known: &Known, selected: &[usize]) -> anyhow::Result<Option<PathBuf>> {
+fn show_reports(session: &Session, known: &Known, selected: &[usize]) -> anyhow::Result<Reports> {
     let folder = session.store.reports(session.pipeline_name());
-    let mut laid_out = None;
+    let mut reports = Reports::default();
     for &index in selected {
         let instance = &session.plan.instances[index];
         let Some(stored) = &known[index] else { continue };
@@ -391,11 +399,15 @@ fn show_reports(session: &Session, known: &Known, selected: &[usize]) -> anyhow:
             if made.schema == "file/txt" {
                 println!("{}", String::from_utf8_lossy(&bytes));
             }
-            match session.store.put(&folder.join(name), &bytes) {
-                Ok(()) => laid_out = Some(folder.clone()),
+            let target = folder.join(name);
+            match session.store.put(&target, &bytes) {
+                Ok(()) => {
+                    reports.folder = Some(folder.clone());
+                    reports.pages.extend((made.schema == "file/html").then_some(target));
+                }
                 Err(error) => eprintln!("  note: the report is not laid out: {error:#}"),
             }
         }
     }
-    Ok(laid_out)
+    Ok(reports)
 }

@@ -204,7 +204,7 @@ impl Session {
             let outputs: Map<String, Value> =
                 record.outputs.iter().map(|(name, made)| (name.clone(), json!({ "schema": made.schema, "digest": made.digest }))).collect();
             Some(json!({
-                "stage": instance.stage, "instance": instance.name, "uses": instance.task.uses(), "label": instance.label, "seed": instance.row_seed,
+                "stage": instance.stage, "instance": instance.name, "uses": instance.task.uses(), "version": instance.task.version(), "label": instance.label, "seed": instance.row_seed,
                 "coordinates": coordinates(instance), "seconds": record.seconds, "cost": record.cost,
                 "inputs": inputs, "outputs": outputs,
             }))

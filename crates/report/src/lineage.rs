@@ -20,6 +20,9 @@ pub(crate) struct Instance {
     pub(crate) stage: String,
     pub(crate) instance: String,
     pub(crate) uses: String,
+    /// Of the method; nothing for a program from outside.
+    #[serde(default)]
+    pub(crate) version: Option<u32>,
     pub(crate) label: String,
     #[serde(default)]
     pub(crate) seed: Option<u64>,
@@ -31,7 +34,7 @@ pub(crate) struct Instance {
     #[serde(default)]
     pub(crate) cost: Option<Cost>,
     #[serde(default)]
-    inputs: BTreeMap<String, Vec<String>>,
+    pub(crate) inputs: BTreeMap<String, Vec<String>>,
     #[serde(default)]
     pub(crate) outputs: BTreeMap<String, MadeOutput>,
 }

@@ -60,6 +60,8 @@ pub(crate) struct Row<'a> {
     pub(crate) null: Option<f64>,
     /// The scores of retraining under the same circumstances.
     pub(crate) reference: BTreeMap<&'static str, Estimate>,
+    /// The retrainings under the same circumstances.
+    pub(crate) references: Vec<&'a Judged<'a>>,
     /// Seconds that retraining costs for a request.
     pub(crate) retraining: Option<f64>,
     pub(crate) phases: Phases,
@@ -87,6 +89,14 @@ impl Row<'_> {
     pub(crate) fn shown_passes(&self) -> Option<String> {
         let percent = 100.0 * self.passes?;
         Some(if percent < 99.95 { format!("{percent:.1} %") } else { format!("{percent:.0} %") })
+    }
+
+    /// After how many requests it has paid for itself; nothing where it pays nothing once.
+    pub(crate) fn shown_break_even(&self) -> Option<String> {
+        Some(match self.break_even? {
+            BreakEven::Requests(requests) => format!("{requests:.1}"),
+            BreakEven::Never => "never".to_owned(),
+        })
     }
 
     /// Whether this is a method of forgetting that is to be judged by retraining.
@@ -146,6 +156,7 @@ fn row<'a>(judged: &'a [Judged<'a>], runs: Vec<&'a Judged<'a>>) -> Row<'a> {
         scores: estimates(&runs),
         null: distances(&nulls, &references).ok().map(|estimate| estimate.mean),
         reference: estimates(&references),
+        references,
         break_even: break_even(phases, retraining),
         distance,
         retraining,

@@ -7,10 +7,44 @@ pub(crate) struct TextTable {
     pub(crate) rows: Vec<Vec<String>>,
 }
 
+/// A heading and the cells beneath it.
+pub(crate) type Column = Vec<String>;
+
+/// Characters in a line on a terminal.
+pub(crate) const LINE: usize = 80;
+/// Characters in a line of a row's name there.
+const NAME: usize = 20;
+
 impl TextTable {
+    pub(crate) fn of_columns(columns: Vec<Column>) -> Self {
+        let row = |which: usize| columns.iter().map(|column| column[which].clone()).collect();
+        let count = columns.first().map_or(0, Vec::len);
+        Self { heading: row(0), rows: (1..count).map(row).collect() }
+    }
+
+    /// Tables as wide as a terminal at most, as few as it takes, each with the names in front. Names are broken into lines, and what follows a `±` goes below
+    /// what it belongs to.
+    pub(crate) fn fitting(names: Column, columns: Vec<Column>) -> Vec<Self> {
+        let names: Column = names.iter().map(|name| broken(name, NAME)).collect();
+        let columns = columns.into_iter().map(|column| column.iter().map(|cell| cell.replace(" ±", "\n±")).collect::<Column>());
+        let widest = |column: &Column| column.iter().map(|cell| width(cell)).max().unwrap_or(0);
+        let mut tables: Vec<Vec<Column>> = Vec::new();
+        let mut left = 0;
+        for column in columns {
+            let needs = GAP.len() + widest(&column);
+            if needs > left || tables.is_empty() {
+                tables.push(vec![names.clone()]);
+                left = LINE - widest(&names);
+            }
+            left = left.saturating_sub(needs);
+            tables.last_mut().expect("one was just begun").push(column);
+        }
+        tables.into_iter().map(Self::of_columns).collect()
+    }
+
     /// Columns padded to their widest cell: the first to the left, the others to the right.
     pub(crate) fn to_text(&self) -> String {
-        self.lines("  ", "", "")
+        self.lines(GAP, "", "")
     }
 
     /// A table of GitHub's Markdown, each row in one line.
@@ -48,6 +82,30 @@ impl TextTable {
     }
 }
 
+/// What stands between two columns on a terminal.
+const GAP: &str = "  ";
+
+/// A text in lines of so many characters at most: broken at spaces, and inside of a word that alone is longer.
+fn broken(text: &str, limit: usize) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let characters: Vec<char> = word.chars().collect();
+        for (part, piece) in characters.chunks(limit).enumerate() {
+            let line = lines.last_mut().expect("there is a line");
+            let used = line.chars().count();
+            if part > 0 || used > 0 && used + 1 + piece.len() > limit {
+                lines.push(piece.iter().collect());
+            } else {
+                if used > 0 {
+                    line.push(' ');
+                }
+                line.extend(piece);
+            }
+        }
+    }
+    lines.join("\n")
+}
+
 /// Characters in the longest line of a cell.
 fn width(cell: &str) -> usize {
     cell.lines().map(|line| line.chars().count()).max().unwrap_or(0)
@@ -58,11 +116,10 @@ fn quoted(cell: &str) -> String {
     if cell.contains([',', '"', '\n', '\r']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
 }
 
-/// Characters in a line of running text on a terminal.
-const LINE: usize = 100;
-
-/// A text broken into lines at spaces, all but the first indented.
+/// A text broken into lines at spaces, but before no unit, all but the first indented.
 pub(crate) fn wrapped(text: &str) -> String {
+    const TOGETHER: &str = "\u{a0}%";
+    let text = text.replace(" %", TOGETHER);
     let mut lines: Vec<String> = Vec::new();
     for word in text.split(' ') {
         match lines.last_mut() {
@@ -74,7 +131,7 @@ pub(crate) fn wrapped(text: &str) -> String {
             None => lines.push(word.to_owned()),
         }
     }
-    lines.join("\n")
+    lines.join("\n").replace(TOGETHER, " %")
 }
 
 #[cfg(test)]
@@ -84,9 +141,10 @@ mod tests {
     #[test]
     fn long_notes_are_broken_at_spaces() {
         let text = wrapped(&["word"; 50].join(" "));
-        assert!(text.lines().all(|line| line.chars().count() <= LINE) && text.lines().count() == 3, "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= LINE) && text.lines().count() == 4, "{text}");
         assert_eq!(text.split_whitespace().count(), 50);
         assert_eq!(wrapped("short"), "short");
+        assert!(wrapped(&["5 %"; 50].join(" ")).lines().all(|line| line.ends_with("5 %")));
     }
 
     #[test]
@@ -94,6 +152,22 @@ mod tests {
         let table = TextTable { heading: vec!["a".into(), "value".into()], rows: vec![vec!["b".into(), "1.0\n[0, 2]".into()]] };
         assert_eq!(table.to_text(), "a   value\nb     1.0\n   [0, 2]\n");
         assert!(table.to_markdown().ends_with("| b | 1.0 [0, 2] |\n"), "{}", table.to_markdown());
+    }
+
+    #[test]
+    fn what_is_wider_than_a_terminal_becomes_several_tables() {
+        let column = |heading: &str, cell: &str| vec![heading.to_owned(), cell.to_owned()];
+        let names = column("method", "a name that is longer than the column has room for, and-a-word-without-any-space");
+        let columns: Vec<Column> = (0..12).map(|which| column(&format!("number {which}"), "85.1 ± 2.6")).collect();
+        let tables = TextTable::fitting(names, columns);
+        assert_eq!(tables.iter().map(|table| table.heading.len()).collect::<Vec<_>>(), [7, 6, 2]);
+        for text in tables.iter().map(TextTable::to_text) {
+            assert!(text.lines().all(|line| line.chars().count() <= LINE), "{text}");
+            assert!(text.contains("\nand-a-word-without-a") && text.contains(" ± 2.6") && !text.contains("85.1 ±"), "{text}");
+        }
+        assert_eq!(broken("one two", 3), "one\ntwo");
+        assert_eq!(broken("abcde f", 3), "abc\nde\nf");
+        assert_eq!(broken("abcde f", 4), "abcd\ne f");
     }
 
     #[test]

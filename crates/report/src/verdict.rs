@@ -11,7 +11,7 @@ const FEW: f64 = 1e-3;
 
 /// How a score stands to that of retraining.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Beside {
+pub(crate) enum Beside {
     Above,
     Below,
     /// The whole interval of the difference is within the margin.
@@ -20,7 +20,7 @@ enum Beside {
     NotToBeTold,
 }
 
-fn beside(own: Estimate, reference: Estimate) -> Beside {
+pub(crate) fn beside(own: Estimate, reference: Estimate) -> Beside {
     let (low, high) = interval_of_difference(own, reference);
     match 100.0 * (own.mean - reference.mean) {
         above if above > MARGIN && low > 0.0 => Beside::Above,
@@ -47,7 +47,7 @@ pub(crate) fn verdict(lineage: &Lineage, row: &Row<'_>) -> Option<String> {
 }
 
 /// Its own estimate and that of retraining.
-fn both(row: &Row<'_>, score: Score) -> Option<(Estimate, Estimate)> {
+pub(crate) fn both(row: &Row<'_>, score: Score) -> Option<(Estimate, Estimate)> {
     Some((*row.scores.get(score.name)?, *row.reference.get(score.name)?))
 }
 
@@ -150,7 +150,8 @@ fn left_behind(lineage: &Lineage, row: &Row<'_>) -> Option<String> {
     (!learned.is_empty()).then(|| format!("It still rests on what {} learned with the forgotten data", listed(&learned)))
 }
 
-fn listed(names: &[&str]) -> String {
+/// Names with commas and an "and".
+pub(crate) fn listed(names: &[&str]) -> String {
     match names {
         [] => String::new(),
         [only] => (*only).to_owned(),

@@ -1,3 +1,4 @@
 //! One file a method.
 
+pub(crate) mod html;
 pub(crate) mod table;

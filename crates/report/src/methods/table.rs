@@ -1,19 +1,18 @@
 //! `report/table`: one row a method, with intervals, distance to retraining, passes, seconds and the break-even number of requests; and in words what they say.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use dcu_artifact::Metrics;
-use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
+use dcu_stage::{Context, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::lineage::{COUNTS, Costs, Counts, Lineage, Phases};
-use crate::rows::{
-    APART, ATTACK, BreakEven, EARLIER, FORGOTTEN_CLASSES, Judged, NULL, PHASES, REFERENCE, Row, SCORES, Score, judged, rows,
-};
-use crate::statistics::{Estimate, attack_noise};
-use crate::table::{TextTable, wrapped};
+use crate::lineage::{COUNTS, Costs, Counts, Phases};
+use crate::report::{Report, lineage, seconds, shown};
+use crate::rows::{APART, BreakEven, PHASES, Row, SCORES, Score, judged};
+use crate::statistics::Estimate;
+use crate::table::{Column, TextTable, wrapped};
 use crate::verdict::verdict;
 
 pub(crate) struct Table;
@@ -47,13 +46,7 @@ impl Method for Table {
 
     fn run(_: &Parameters, context: &mut Context) -> anyhow::Result<()> {
         let metrics = context.read_many::<Metrics>("metrics")?;
-        let timings = context.timings()?.ok_or_else(|| {
-            Failure::new(
-                "the report needs to know which model each result judges",
-                "run it through `cargo xtask run`, or give `--timings FILE`",
-            )
-        })?;
-        let lineage = Lineage::parse(timings)?;
+        let lineage = lineage(context)?;
         let judged = judged(&lineage, &metrics)?;
         let report = Report::new(&lineage, &judged);
         context.write_file("table", "file/txt", report.text().as_bytes())?;
@@ -63,165 +56,46 @@ impl Method for Table {
     }
 }
 
-struct Report<'a> {
-    lineage: &'a Lineage,
-    judged: &'a [Judged<'a>],
-    rows: Vec<Row<'a>>,
-}
-
-impl<'a> Report<'a> {
-    fn new(lineage: &'a Lineage, judged: &'a [Judged<'a>]) -> Self {
-        Self { lineage, judged, rows: rows(judged) }
+impl Report<'_> {
+    /// What each method did: its scores.
+    fn score_columns(&self) -> Vec<Column> {
+        let of = |score: Score| {
+            let cell = |row: &Row<'_>| row.scores.get(score.name).map_or("-".into(), |estimate| shown(*estimate, 100.0));
+            self.column(score.heading, cell)
+        };
+        self.scores().into_iter().map(of).collect()
     }
 
-    fn seeds(&self) -> BTreeSet<u64> {
-        self.judged.iter().filter_map(|judged| judged.model.seed).collect()
+    /// How far that is from retraining, and what it cost.
+    fn cost_columns(&self) -> Vec<Column> {
+        vec![
+            self.column("distance", |row| row.distance.as_ref().map_or("-".into(), |estimate| shown(*estimate, 1.0))),
+            self.column("null", |row| row.null.map_or("-".into(), |null| format!("{null:.1}"))),
+            self.column("passes", |row| row.shown_passes().unwrap_or_else(|| "-".into())),
+            self.column("once s", |row| seconds(row.phases.once())),
+            self.column("each s", |row| seconds(row.phases.each_request())),
+            self.column("break-even", |row| row.shown_break_even().unwrap_or_else(|| "-".into())),
+        ]
     }
 
-    /// The scores of the table: those that some row has beside those that all should have.
-    fn scores(&self) -> Vec<Score> {
-        let is_there = |score: &Score| self.rows.iter().any(|row| row.scores.contains_key(score.name));
-        SCORES.into_iter().chain(APART.into_iter().filter(is_there)).collect()
+    fn column(&self, heading: &str, cell: impl Fn(&Row<'_>) -> String) -> Column {
+        std::iter::once(heading.to_owned()).chain(self.rows.iter().map(cell)).collect()
     }
 
-    fn text_table(&self) -> TextTable {
-        let scores = self.scores();
-        let mut heading = vec!["method"];
-        heading.extend(scores.iter().map(|score| score.heading));
-        heading.extend(["distance", "null", "passes", "once s", "each s", "break-even"]);
-        let rows = self.rows.iter().map(|row| {
-            let mut cells = vec![row.name()];
-            cells.extend(scores.iter().map(|score| row.scores.get(score.name).map_or("-".into(), |estimate| shown(*estimate, 100.0))));
-            cells.push(row.distance.as_ref().map_or("-".into(), |estimate| shown(*estimate, 1.0)));
-            cells.push(row.null.map_or("-".into(), |null| format!("{null:.1}")));
-            cells.push(row.shown_passes().unwrap_or_else(|| "-".into()));
-            cells.push(seconds(row.phases.once()));
-            cells.push(seconds(row.phases.each_request()));
-            cells.push(match row.break_even {
-                Some(BreakEven::Requests(requests)) => format!("{requests:.1}"),
-                Some(BreakEven::Never) => "never".into(),
-                None => "-".into(),
-            });
-            cells
-        });
-        TextTable { heading: heading.into_iter().map(str::to_owned).collect(), rows: rows.collect() }
-    }
-
-    fn verdicts(&self) -> Vec<String> {
-        self.rows.iter().filter(|row| row.is_contender()).filter_map(|row| verdict(self.lineage, row)).collect()
-    }
-
-    /// What a reader must know to use the numbers.
-    fn notes(&self) -> Vec<String> {
-        let mut notes = vec![self.origin(), self.intervals()];
-        let mut distance = format!("distance: mean absolute difference, in points, of the four scores to the mean of `{REFERENCE}`");
-        if self.rows.iter().any(|row| row.null.is_some()) {
-            let there = self.rows.iter().any(|row| row.method == NULL);
-            distance += "; null: that of a second retraining";
-            distance +=
-                if there { ", the row `null`, which shows how much of it is chance" } else { ", which shows how much of it is chance" };
-        }
-        notes.push(distance + ".");
-        notes.push(self.attack());
-        if self.rows.iter().any(|row| row.passes.is_some()) {
-            notes.push(format!(
-                "passes: samples backward for each request, as a share of those of `{REFERENCE}`: counted where networks compute, and the same on any machine. CSV and \
-                 JSON also have samples forward, gradient steps and floating point operations, once and for each request, and the share of parameters that changed."
-            ));
-        }
-        if self.rows.iter().any(|row| row.phases.once() > 0.0) {
-            notes.push(
-                "once: what does not depend on the request, but for data and the original model. each: what does. break-even: once / (what retraining costs for a \
-                 request - what the method does), the requests after which the former has paid for itself."
-                    .to_owned(),
-            );
-        }
-        notes.extend(self.apart());
-        notes.extend(self.missing());
-        notes
-    }
-
-    fn origin(&self) -> String {
-        let seeds = self.seeds().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let data = self.lineage.dataset_digests().into_iter().collect::<Vec<_>>().join(", ");
-        let or_none = |text: String| if text.is_empty() { "none".to_owned() } else { text };
-        format!("Pipeline `{}`, seeds {}, data {}.", self.lineage.pipeline, or_none(seeds), or_none(data))
-    }
-
-    fn intervals(&self) -> String {
-        let single = self.rows.iter().any(|row| row.runs.len() == 1);
-        let several = self.rows.iter().any(|row| row.runs.len() > 1);
-        let binomial = "in brackets is the 95 % binomial interval over the samples; it says nothing of how training varies.";
-        match (single, several) {
-            (true, true) => {
-                format!("Values with ± are means over the seeds with the 95 % t interval. Those of one seed alone have none: {binomial}")
-            }
-            (_, true) => "Each value is the mean over the seeds ± the 95 % t interval.".to_owned(),
-            _ => format!("One seed: {binomial}"),
-        }
-    }
-
-    /// What the attack is, and what so many samples can say.
-    fn attack(&self) -> String {
-        let what = "attack: accuracy of telling forget samples from unseen ones of the same classes by their loss; 50 is chance";
-        let pairs: BTreeSet<u64> =
-            self.rows.iter().filter(|row| row.scores.contains_key(ATTACK.name)).filter_map(|row| row.count(ATTACK.count)).collect();
-        let (Some(&fewest), Some(&most)) = (pairs.first(), pairs.last()) else { return format!("{what}.") };
-        let counted = if fewest == most { format!("{fewest} pairs") } else { format!("{fewest} to {most} pairs") };
-        let noise = 100.0 * attack_noise(fewest);
-        format!("{what}. With {counted} it varies by about ± {noise:.0} points by chance alone.")
-    }
-
-    /// What is counted apart: classes of which nothing is left, and samples that earlier requests forgot.
-    fn apart(&self) -> Vec<String> {
-        let mut notes = Vec::new();
-        let has = |score: Score| self.rows.iter().any(|row| row.scores.contains_key(score.name));
-        if has(FORGOTTEN_CLASSES) {
-            let of = |metrics: &Metrics| {
-                let names = metrics.facts.get("class_names").cloned().unwrap_or_default();
-                let classes = metrics.facts.get("forgotten_classes").and_then(Value::as_array).cloned().unwrap_or_default();
-                let named = |class: &Value| names[class.as_u64()? as usize].as_str().map(|name| format!("`{name}`"));
-                classes.iter().filter_map(named).collect::<Vec<_>>()
-            };
-            let classes: BTreeSet<String> = self.judged.iter().flat_map(|judged| of(judged.metrics)).collect();
-            let listed = classes.into_iter().collect::<Vec<_>>().join(", ");
-            notes.push(format!(
-                "{}: accuracy on test samples of classes of which no sample is retained ({listed}); test % and the distance leave them out.",
-                FORGOTTEN_CLASSES.heading
-            ));
-        }
-        if has(EARLIER) {
-            notes.push(format!(
-                "{}: share of the samples that earlier requests forgot that the model still gives their label.",
-                EARLIER.heading
-            ));
-        }
-        notes
-    }
-
-    /// Why numbers are missing, each reason once, with the rows that it is about.
-    fn missing(&self) -> Vec<String> {
-        let mut reasons: Vec<(String, Vec<String>)> = Vec::new();
-        for row in &self.rows {
-            let absent: BTreeMap<&String, &String> = row.runs.iter().flat_map(|run| &run.metrics.absent).collect();
-            let scores = absent.into_iter().map(|(score, reason)| format!("No {score}: {reason}"));
-            let distance = row.distance.as_ref().err().map(|reason| format!("No distance: {reason}"));
-            for reason in scores.chain(distance) {
-                match reasons.iter_mut().find(|(known, _)| *known == reason) {
-                    Some((_, names)) => names.push(row.name()),
-                    None => reasons.push((reason, vec![row.name()])),
-                }
-            }
-        }
-        let whom = |names: Vec<String>| if names.len() == self.rows.len() { String::new() } else { format!(" ({})", names.join("; ")) };
-        reasons.into_iter().map(|(reason, names)| format!("{reason}{}.", whom(names))).collect()
+    fn methods(&self) -> Column {
+        self.column("method", |row| row.name())
     }
 
     fn text(&self) -> String {
         let paragraphs = |texts: Vec<String>| texts.iter().map(|text| wrapped(text) + "\n").collect::<String>();
         let verdicts = self.verdicts();
         let gap = if verdicts.is_empty() { "" } else { "\n" };
-        format!("{}\n{}{gap}{}", self.text_table().to_text(), paragraphs(verdicts), paragraphs(self.notes()))
+        let tables: Vec<String> = [self.score_columns(), self.cost_columns()]
+            .into_iter()
+            .flat_map(|columns| TextTable::fitting(self.methods(), columns))
+            .map(|table| table.to_text())
+            .collect();
+        format!("{}\n{}{gap}{}", tables.join("\n"), paragraphs(verdicts), paragraphs(self.notes()))
     }
 
     fn markdown(&self) -> String {
@@ -229,7 +103,8 @@ impl<'a> Report<'a> {
             let lines: String = texts.iter().map(|text| format!("- {text}\n")).collect();
             if lines.is_empty() { lines } else { format!("\n## {title}\n\n{lines}") }
         };
-        let table = self.text_table().to_markdown();
+        let columns = [vec![self.methods()], self.score_columns(), self.cost_columns()].concat();
+        let table = TextTable::of_columns(columns).to_markdown();
         format!("# {}\n\n{table}{}{}", self.lineage.pipeline, list("Verdict", self.verdicts()), list("Notes", self.notes()))
     }
 
@@ -324,26 +199,11 @@ fn cost_of(costs: Costs) -> Value {
     json!({ "once": costs.once.map(counts), "each_request": costs.each_request.map(counts), "changed": costs.changed })
 }
 
-/// A value with its interval: `mean ± half` where it is symmetric, else the ends below the mean.
-fn shown(estimate: Estimate, unit: f64) -> String {
-    let Estimate { mean, interval } = estimate;
-    match interval {
-        None => format!("{:.1}", unit * mean),
-        Some((low, high)) if ((high - mean) - (mean - low)).abs() <= 1e-9 => {
-            format!("{:.1} ± {:.1}", unit * mean, unit * 0.5 * (high - low))
-        }
-        Some((low, high)) => format!("{:.1}\n[{:.1}, {:.1}]", unit * mean, unit * low, unit * high),
-    }
-}
-
-fn seconds(value: f64) -> String {
-    if value > 0.0 { format!("{value:.1}") } else { "-".into() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::rows::tests::{Case, evaluated};
+    use crate::table::LINE;
 
     const CASES: [Case; 4] = [
         Case("original", 1, &[], [1.0, 1.0, 0.9, 0.9]),
@@ -373,7 +233,7 @@ mod tests {
         let markdown = report(&CASES, |_, _| {}).markdown;
         assert!(markdown.contains(" 0.0 [0.0, 6.0] |"), "{markdown}");
         let text = report(&CASES, |_, _| {}).text;
-        assert!(text.lines().all(|line| line.chars().count() <= 120), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= LINE), "{text}");
     }
 
     #[test]
@@ -420,7 +280,10 @@ mod tests {
         assert_eq!(modular["still_rests_on"], json!(["base", "offline"]));
         assert!(modular["verdict"].as_str().unwrap().starts_with("modular: "));
         assert!(json["methods"][0]["verdict"].is_null() && json["methods"][2]["verdict"].is_null());
-        assert!(text.contains("\nmodular: still gives the forgotten samples their label in 20 %, retraining in 0 %."), "{text}");
+        assert!(
+            text.replace("\n  ", " ").contains("\nmodular: still gives the forgotten samples their label in 20 %, retraining in 0 %."),
+            "{text}"
+        );
     }
 
     #[test]

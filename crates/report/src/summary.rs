@@ -1,0 +1,297 @@
+//! The whole report in one paragraph, for a reader who knows nothing of machine learning: what was asked, what was done, what was found, what is left, and what all this is worth.
+
+use std::collections::BTreeSet;
+
+use dcu_artifact::Request;
+use serde_json::Value;
+
+use crate::report::Report;
+use crate::rows::{ATTACK, FORGET, Row};
+use crate::statistics::attack_noise;
+use crate::verdict::{Beside, beside, both, listed};
+
+/// Names that are listed; of more only the number is said.
+const NAMES: usize = 6;
+
+/// What each part of the paragraph is about, and the part.
+pub(crate) fn summary(report: &Report<'_>, requests: &[Request]) -> Vec<(&'static str, String)> {
+    let contenders: Vec<&Row<'_>> = report.rows.iter().filter(|row| row.is_contender()).collect();
+    [
+        ("Asked", asked(report, requests)),
+        ("Done", Some(done(report, &contenders))),
+        ("Found", found(&contenders)),
+        ("Left", left(report, &contenders)),
+        ("Strength of the evidence", strength(report, &contenders)),
+        ("Not proven", Some(not_proven(report))),
+    ]
+    .into_iter()
+    .filter_map(|(title, text)| Some((title, text?)))
+    .collect()
+}
+
+/// The names of rows, or how many there are.
+pub(crate) fn named(rows: &[&Row<'_>]) -> String {
+    let names: Vec<String> = rows.iter().map(|row| row.name()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    if names.len() <= NAMES { listed(&names) } else { format!("{} and {} others", names[..NAMES - 1].join(", "), names.len() - NAMES + 1) }
+}
+
+fn counted(count: u64) -> String {
+    crate::page::count(count)
+}
+
+fn asked(report: &Report<'_>, requests: &[Request]) -> Option<String> {
+    let mut kinds: Vec<(&Request, usize)> = Vec::new();
+    for request in requests {
+        let alike = |other: &&mut (&Request, usize)| {
+            let sizes = |request: &Request| (request.forget.len(), request.retain.len(), request.earlier.len());
+            other.0.facts == request.facts && sizes(other.0) == sizes(request)
+        };
+        match kinds.iter_mut().find(alike) {
+            Some((_, times)) => *times += 1,
+            None => kinds.push((request, 1)),
+        }
+    }
+    let of_request = |(request, times): &(&Request, usize)| {
+        let sizes = [request.forget.len(), request.retain.len(), request.earlier.len()].map(|size| size as u64);
+        let drawn = if *times > 1 { format!(", for each of {times} seeds") } else { String::new() };
+        format!("{}{drawn}", that_it_forgets(sizes, Some(&chosen(report, request))))
+    };
+    if !kinds.is_empty() {
+        return Some(kinds.iter().map(of_request).collect::<Vec<_>>().join("; and ") + ".");
+    }
+    let sizes: BTreeSet<_> = report
+        .rows
+        .iter()
+        .filter_map(|row| Some([row.count("forget")?, row.count("retain")?, row.count("earlier").unwrap_or(0)]))
+        .collect();
+    let texts: Vec<String> = sizes.into_iter().map(|sizes| that_it_forgets(sizes, None)).collect();
+    (!texts.is_empty()).then(|| texts.join("; and ") + ".")
+}
+
+fn that_it_forgets([forget, retain, earlier]: [u64; 3], chosen: Option<&str>) -> String {
+    let all = forget + retain + earlier;
+    let share = 100.0 * forget as f64 / all as f64;
+    let chosen = chosen.map(|chosen| format!(": {chosen}")).unwrap_or_default();
+    let before = if earlier > 0 { format!(", beside {} that earlier requests took out", counted(earlier)) } else { String::new() };
+    format!(
+        "that an image classifier forget {} of the {} samples it was trained on ({share:.1} %){chosen}{before}",
+        counted(forget),
+        counted(all)
+    )
+}
+
+/// By what rule the samples were chosen.
+fn chosen(report: &Report<'_>, request: &Request) -> String {
+    let names = report.judged.first().and_then(|judged| judged.metrics.facts.get("class_names"));
+    let name = |class: &u32| names.and_then(|names| names[*class as usize].as_str()).map_or_else(|| class.to_string(), str::to_owned);
+    let classes: Vec<String> = request.facts.classes.iter().map(|class| format!("\u{201c}{}\u{201d}", name(class))).collect();
+    let classes = listed(&classes.iter().map(String::as_str).collect::<Vec<_>>());
+    match request.facts.scenario.as_str() {
+        "random" => "drawn at random".to_owned(),
+        "class" if request.facts.classes.len() == 1 => format!("all of the class {classes}"),
+        "class" => format!("all of the classes {classes}"),
+        "partial" => "a part of some classes".to_owned(),
+        "ids" => "those on a list".to_owned(),
+        "poisoned" => "those whose labels had been altered".to_owned(),
+        other => format!("chosen by the rule \u{201c}{other}\u{201d}"),
+    }
+}
+
+fn done(report: &Report<'_>, contenders: &[&Row<'_>]) -> String {
+    let what = match contenders {
+        [] => "no method of forgetting was applied".to_owned(),
+        [only] => format!("the method {} was applied to a model that had been trained on all of the data", only.name()),
+        several => {
+            format!("{} methods ({}) were applied to models that had been trained on all of the data", several.len(), named(several))
+        }
+    };
+    let (retrained, again) = (report.rows.iter().any(|row| !row.references.is_empty()), report.rows.iter().any(|row| row.null.is_some()));
+    let measure = match (retrained, again) {
+        (true, true) => {
+            ". What came out is measured against training anew without these samples (\u{201c}retraining\u{201d}), which is what forgetting means here, and against a second such retraining, which shows how far chance alone goes"
+        }
+        (true, false) => {
+            ". What came out is measured against training anew without these samples (\u{201c}retraining\u{201d}), which is what forgetting means here. There was no second retraining to show how far chance alone goes"
+        }
+        _ => ". There was no retraining to measure it against",
+    };
+    format!("{what}{measure}.")
+}
+
+fn found(contenders: &[&Row<'_>]) -> Option<String> {
+    let mut near: Vec<(&Row<'_>, f64)> = contenders
+        .iter()
+        .filter_map(|row| Some((*row, row.distance.as_ref().ok()?.mean)))
+        .filter(|(_, distance)| distance.is_finite())
+        .collect();
+    near.sort_by(|one, other| one.1.total_cmp(&other.1));
+    let mut sentences = Vec::new();
+    if let Some((nearest, distance)) = near.first() {
+        let null = nearest.null.map(|null| format!(", where a second retraining is {null:.1} points away")).unwrap_or_default();
+        let alone = if near.len() > 1 { "the nearest to retraining is " } else { "" };
+        let is =
+            if near.len() > 1 { format!(", {distance:.1} points from it") } else { format!(" is {distance:.1} points from retraining") };
+        sentences.push(format!("{alone}{}{is} in the mean of four scores{null}", nearest.name()));
+        let within: Vec<&Row<'_>> =
+            near.iter().filter(|(row, distance)| row.null.is_some_and(|null| *distance <= null)).map(|(row, _)| *row).collect();
+        if near.iter().any(|(row, _)| row.null.is_some()) {
+            sentences.push(match within.as_slice() {
+                [] => "None is as near to retraining as a second retraining".to_owned(),
+                [only] => format!("No further from retraining than a second one: {}", only.name()),
+                several => format!("No further from retraining than a second one: {}", named(several)),
+            });
+        }
+    }
+    let compared: Vec<(&Row<'_>, Beside)> =
+        contenders.iter().filter_map(|row| both(row, FORGET).map(|(own, reference)| (*row, beside(own, reference)))).collect();
+    let of = |kind: Beside| compared.iter().filter(|(_, own)| *own == kind).map(|(row, _)| *row).collect::<Vec<_>>();
+    for (kind, text) in [
+        (Beside::Above, "Still give the forgotten samples their label more often than retraining"),
+        (Beside::Below, "Give the forgotten samples their label less often than retraining, which gives them away as well"),
+        (Beside::Alike, "Give the forgotten samples their label as often as retraining"),
+        (
+            Beside::NotToBeTold,
+            "Cannot be told from retraining by how often they give the forgotten samples their label, with so few samples or seeds",
+        ),
+    ] {
+        let rows = of(kind);
+        if !rows.is_empty() {
+            sentences.push(format!("{text}: {}", named(&rows)));
+        }
+    }
+    let attacked: Vec<&Row<'_>> = contenders.iter().copied().filter(|row| finds_more(row)).collect();
+    if contenders.iter().any(|row| both(row, ATTACK).is_some()) {
+        sentences.push(match attacked.as_slice() {
+            [] => "An attack on the losses finds the forgotten samples of none more often than those of retraining, as far as so many samples can tell".to_owned(),
+            rows => format!("An attack on the losses finds the forgotten samples more often than those of retraining for: {}", named(rows)),
+        });
+    }
+    (!sentences.is_empty()).then(|| sentences.join(". ") + ".")
+}
+
+/// Whether the attack finds more of a method than of retraining, beyond what may be chance.
+fn finds_more(row: &Row<'_>) -> bool {
+    let Some((own, reference)) = both(row, ATTACK) else { return false };
+    row.count(ATTACK.count).is_some_and(|pairs| own.mean - reference.mean > std::f64::consts::SQRT_2 * attack_noise(pairs))
+}
+
+fn left(report: &Report<'_>, contenders: &[&Row<'_>]) -> Option<String> {
+    let mut groups: Vec<(Vec<&str>, Vec<&Row<'_>>)> = Vec::new();
+    for row in contenders {
+        let learned = report.lineage.learned_before_the_request(row.runs[0].model, row.runs[0].metrics);
+        match groups.iter_mut().find(|(known, _)| *known == learned) {
+            Some((_, rows)) => rows.push(row),
+            None => groups.push((learned, vec![row])),
+        }
+    }
+    let of_group = |(learned, rows): &(Vec<&str>, Vec<&Row<'_>>)| match learned.as_slice() {
+        [] => format!("nothing that {} rests on learned from the forgotten samples before", named(rows)),
+        stages => format!("{} still rests on what {} learned when the forgotten samples were there", named(rows), stages_of(stages)),
+    };
+    let texts: Vec<String> = groups.iter().map(of_group).collect();
+    (!texts.is_empty()).then(|| texts.join("; ") + ". The data itself, its copies, and models made of it elsewhere are not touched.")
+}
+
+fn stages_of(stages: &[&str]) -> String {
+    if stages.len() == 1 { format!("the stage {}", stages[0]) } else { format!("the stages {}", listed(stages)) }
+}
+
+fn strength(report: &Report<'_>, contenders: &[&Row<'_>]) -> Option<String> {
+    let seeds = report.seeds().len();
+    let runs = match seeds {
+        0 | 1 => {
+            "each model was trained once, so that nothing is known of how training varies, and intervals are over samples alone".to_owned()
+        }
+        several => format!("each model was trained with {several} seeds, and intervals are over these"),
+    };
+    let forgotten: BTreeSet<u64> = report.rows.iter().filter_map(|row| row.count("forget")).collect();
+    let samples = match (forgotten.first(), forgotten.last()) {
+        (Some(fewest), Some(most)) if fewest == most => format!("; it rests on {} forgotten samples", counted(*fewest)),
+        (Some(fewest), Some(most)) => format!("; it rests on {} to {} forgotten samples", counted(*fewest), counted(*most)),
+        _ => String::new(),
+    };
+    let pairs = contenders.iter().filter(|row| row.scores.contains_key(ATTACK.name)).filter_map(|row| row.count(ATTACK.count)).min();
+    let noise = pairs.map(|pairs| {
+        let points = 100.0 * std::f64::consts::SQRT_2 * attack_noise(pairs);
+        format!(". A difference of up to {points:.0} points between two attacks may be chance with {} pairs", counted(pairs))
+    });
+    (!contenders.is_empty()).then(|| format!("{runs}{samples}{}.", noise.unwrap_or_default()))
+}
+
+fn not_proven(report: &Report<'_>) -> String {
+    let classes = report
+        .judged
+        .iter()
+        .any(|judged| judged.metrics.facts.get("forgotten_classes").and_then(Value::as_array).is_some_and(|classes| !classes.is_empty()));
+    let whole = if classes { " Of a class that was forgotten whole, the model's other knowledge may still say much." } else { "" };
+    format!(
+        "That no trace is left. Scores that agree with those of retraining are not the same model, and an attack that finds nothing is one attack: one that looks at single samples, or that knows more, may find what this does not.{whole} Nothing here says whether the request named all that it should, or whether it satisfies a law."
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use dcu_artifact::RequestFacts;
+
+    use super::*;
+    use crate::rows::judged;
+    use crate::rows::tests::{Case, evaluated};
+
+    fn request(scenario: &str, classes: &[u32]) -> Request {
+        let facts = RequestFacts { scenario: scenario.to_owned(), classes: classes.to_vec(), cumulative: false };
+        Request { forget: (0..60).collect(), retain: (60..3000).collect(), earlier: Vec::new(), facts }
+    }
+
+    fn text(cases: &[Case], requests: &[Request]) -> String {
+        let (lineage, metrics) = evaluated(cases, |_, _| {});
+        let judged = judged(&lineage, &metrics).unwrap();
+        let parts = summary(&Report::new(&lineage, &judged), requests);
+        parts.into_iter().map(|(title, text)| format!("{title}: {text}\n")).collect()
+    }
+
+    const CASES: [Case; 4] = [
+        Case("modular", 1, &[], [0.9, 0.9, 0.8, 0.9]),
+        Case("finetune", 1, &[], [1.0, 0.0, 0.9, 0.505]),
+        Case("retrain", 1, &[], [1.0, 0.0, 0.9, 0.5]),
+        Case("null", 1, &[], [1.0, 0.0, 0.9, 0.52]),
+    ];
+
+    #[test]
+    fn it_says_what_was_asked_done_found_and_left() {
+        let text = text(&CASES, &[request("poisoned", &[])]);
+        for expected in [
+            "Asked: that an image classifier forget 60 of the 3,000 samples it was trained on (2.0 %): those whose labels had been altered.",
+            "Done: 2 methods (modular and finetune) were applied",
+            "Found: the nearest to retraining is finetune, 0.1 points from it in the mean of four scores, where a second retraining is 0.5 points away",
+            "No further from retraining than a second one: finetune.",
+            "Still give the forgotten samples their label more often than retraining: modular.",
+            "more often than those of retraining for: modular.",
+            "Left: modular still rests on what the stages base and offline learned",
+            "finetune still rests on what the stage base learned",
+            "each model was trained once",
+            "it rests on 60 forgotten samples",
+        ] {
+            assert!(text.contains(expected), "`{expected}` is not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn requests_are_told_by_their_rule_and_how_often_they_were_drawn() {
+        let asked = |requests: &[Request]| text(&CASES, requests).lines().next().unwrap().to_owned();
+        assert!(asked(&[request("class", &[1])]).ends_with("all of the class \u{201c}b\u{201d}."));
+        assert!(asked(&[request("random", &[]), request("random", &[])]).ends_with("drawn at random, for each of 2 seeds."));
+        assert!(asked(&[request("mine", &[])]).ends_with("chosen by the rule \u{201c}mine\u{201d}."));
+        assert_eq!(asked(&[]), "Asked: that an image classifier forget 60 of the 1,060 samples it was trained on (5.7 %).");
+    }
+
+    #[test]
+    fn without_retraining_or_methods_nothing_is_claimed() {
+        let alone = text(&CASES[..1], &[]);
+        assert!(alone.contains("There was no retraining to measure it against.") && !alone.contains("Found"), "{alone}");
+        let none = text(&CASES[2..], &[]);
+        assert!(none.contains("no method of forgetting was applied") && !none.contains("Found") && !none.contains("Left"), "{none}");
+        let unsure = text(&CASES[1..3], &[]);
+        assert!(unsure.contains("no second retraining") && unsure.contains("Found: finetune is 0.1 points from retraining"), "{unsure}");
+    }
+}
