@@ -19,8 +19,8 @@ fn costs(project: &Project) -> BTreeMap<String, Value> {
 fn quickstart_forgets_what_it_learned_and_only_pays_for_what_changed() {
     let project = quickstart();
     let first = project.xtask("run", &["--threads", "2"]).success();
-    assert_eq!(first.ran().len(), 23, "{}", first.stderr);
-    assert!(first.stdout.contains("ran 23 of 23 stages"), "{}", first.stdout);
+    assert_eq!(first.ran().len(), 24, "{}", first.stderr);
+    assert!(first.stdout.contains("ran 24 of 24 stages"), "{}", first.stdout);
 
     // The wrong labels are learned by heart, retraining does not know them, and modular unlearning lies between.
     let rows = project.metrics(&[]);
@@ -63,8 +63,8 @@ fn quickstart_forgets_what_it_learned_and_only_pays_for_what_changed() {
 
     // Again: nothing to do.
     let again = project.xtask("run", &[]).success();
-    assert_eq!(again.cached().len(), 23, "{}", again.stderr);
-    assert!(again.stdout.contains("ran 0 of 23 stages (23 cached)"), "{}", again.stdout);
+    assert_eq!(again.cached().len(), 24, "{}", again.stderr);
+    assert!(again.stdout.contains("ran 0 of 24 stages (24 cached)"), "{}", again.stdout);
 
     // Another store and folder, another number of threads: the same bytes.
     for threads in ["1", "4"] {
@@ -88,8 +88,8 @@ fn quickstart_forgets_what_it_learned_and_only_pays_for_what_changed() {
     let second = project.xtask("run", &request).success();
     let paid_once = ["data", "poisoned", "holdout", "base#42", "buckets#42", "offline#42", "folds#42", "condensed#42"];
     assert_eq!(second.cached(), paid_once, "{}", second.stderr);
-    assert_eq!(second.ran().len(), 15);
-    assert!(second.stdout.contains("ran 15 of 23 stages (8 cached"), "{}", second.stdout);
+    assert_eq!(second.ran().len(), 16);
+    assert!(second.stdout.contains("ran 16 of 24 stages (8 cached"), "{}", second.stdout);
     let seconds = row(&project.metrics(&request), "modular")["request_seconds"].as_f64().unwrap();
     assert!(seconds > 0.0);
 }

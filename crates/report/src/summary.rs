@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use dcu_artifact::Request;
 use serde_json::Value;
 
+use crate::page::shortened;
 use crate::report::Report;
 use crate::rows::{ATTACK, FORGET, Row};
 use crate::statistics::attack_noise;
@@ -12,6 +13,8 @@ use crate::verdict::{Beside, beside, both, listed};
 
 /// Names that are listed; of more only the number is said.
 const NAMES: usize = 6;
+/// Characters of a name.
+const NAME: usize = 40;
 
 /// What each part of the paragraph is about, and the part.
 pub(crate) fn summary(report: &Report<'_>, requests: &[Request]) -> Vec<(&'static str, String)> {
@@ -31,7 +34,7 @@ pub(crate) fn summary(report: &Report<'_>, requests: &[Request]) -> Vec<(&'stati
 
 /// The names of rows, or how many there are.
 pub(crate) fn named(rows: &[&Row<'_>]) -> String {
-    let names: Vec<String> = rows.iter().map(|row| row.name()).collect();
+    let names: Vec<String> = rows.iter().map(|row| shortened(&row.name(), NAME)).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     if names.len() <= NAMES { listed(&names) } else { format!("{} and {} others", names[..NAMES - 1].join(", "), names.len() - NAMES + 1) }
 }
@@ -101,7 +104,7 @@ fn chosen(report: &Report<'_>, request: &Request) -> String {
 fn done(report: &Report<'_>, contenders: &[&Row<'_>]) -> String {
     let what = match contenders {
         [] => "no method of forgetting was applied".to_owned(),
-        [only] => format!("the method {} was applied to a model that had been trained on all of the data", only.name()),
+        [only] => format!("the method {} was applied to a model that had been trained on all of the data", named(&[only])),
         several => {
             format!("{} methods ({}) were applied to models that had been trained on all of the data", several.len(), named(several))
         }
@@ -120,54 +123,54 @@ fn done(report: &Report<'_>, contenders: &[&Row<'_>]) -> String {
 }
 
 fn found(contenders: &[&Row<'_>]) -> Option<String> {
-    let mut near: Vec<(&Row<'_>, f64)> = contenders
-        .iter()
-        .filter_map(|row| Some((*row, row.distance.as_ref().ok()?.mean)))
-        .filter(|(_, distance)| distance.is_finite())
-        .collect();
-    near.sort_by(|one, other| one.1.total_cmp(&other.1));
-    let mut sentences = Vec::new();
-    if let Some((nearest, distance)) = near.first() {
-        let null = nearest.null.map(|null| format!(", where a second retraining is {null:.1} points away")).unwrap_or_default();
-        let alone = if near.len() > 1 { "the nearest to retraining is " } else { "" };
-        let is =
-            if near.len() > 1 { format!(", {distance:.1} points from it") } else { format!(" is {distance:.1} points from retraining") };
-        sentences.push(format!("{alone}{}{is} in the mean of four scores{null}", nearest.name()));
-        let within: Vec<&Row<'_>> =
-            near.iter().filter(|(row, distance)| row.null.is_some_and(|null| *distance <= null)).map(|(row, _)| *row).collect();
-        if near.iter().any(|(row, _)| row.null.is_some()) {
-            sentences.push(match within.as_slice() {
-                [] => "None is as near to retraining as a second retraining".to_owned(),
-                [only] => format!("No further from retraining than a second one: {}", only.name()),
-                several => format!("No further from retraining than a second one: {}", named(several)),
-            });
-        }
-    }
-    let compared: Vec<(&Row<'_>, Beside)> =
-        contenders.iter().filter_map(|row| both(row, FORGET).map(|(own, reference)| (*row, beside(own, reference)))).collect();
-    let of = |kind: Beside| compared.iter().filter(|(_, own)| *own == kind).map(|(row, _)| *row).collect::<Vec<_>>();
-    for (kind, text) in [
-        (Beside::Above, "Still give the forgotten samples their label more often than retraining"),
-        (Beside::Below, "Give the forgotten samples their label less often than retraining, which gives them away as well"),
-        (Beside::Alike, "Give the forgotten samples their label as often as retraining"),
+    let mut sentences: Vec<String> = nearness(contenders).into_iter().collect();
+    let compared = contenders.iter().filter_map(|row| both(row, FORGET).map(|(own, reference)| (*row, beside(own, reference))));
+    let compared: Vec<(&Row<'_>, Beside)> = compared.collect();
+    for (kind, one, several, what) in [
+        (Beside::Above, "still gives", "still give", "the forgotten samples their label more often than retraining"),
+        (Beside::Below, "gives", "give", "the forgotten samples their label less often than retraining, which betrays them as well"),
+        (Beside::Alike, "gives", "give", "the forgotten samples their label as often as retraining"),
         (
             Beside::NotToBeTold,
-            "Cannot be told from retraining by how often they give the forgotten samples their label, with so few samples or seeds",
+            "cannot",
+            "cannot",
+            "be told from retraining by how often the forgotten samples get their label, with so few samples or seeds",
         ),
     ] {
-        let rows = of(kind);
+        let rows: Vec<&Row<'_>> = compared.iter().filter(|(_, own)| *own == kind).map(|(row, _)| *row).collect();
         if !rows.is_empty() {
-            sentences.push(format!("{text}: {}", named(&rows)));
+            sentences.push(format!("{} {} {what}", named(&rows), if rows.len() == 1 { one } else { several }));
         }
     }
     let attacked: Vec<&Row<'_>> = contenders.iter().copied().filter(|row| finds_more(row)).collect();
     if contenders.iter().any(|row| both(row, ATTACK).is_some()) {
         sentences.push(match attacked.as_slice() {
-            [] => "An attack on the losses finds the forgotten samples of none more often than those of retraining, as far as so many samples can tell".to_owned(),
-            rows => format!("An attack on the losses finds the forgotten samples more often than those of retraining for: {}", named(rows)),
+            [] => "an attack on the losses finds the forgotten samples of no method more often than those of retraining, as far as so many samples can tell".to_owned(),
+            rows => format!("an attack on the losses finds the forgotten samples of {} more often than those of retraining", named(rows)),
         });
     }
-    (!sentences.is_empty()).then(|| sentences.join(". ") + ".")
+    (!sentences.is_empty()).then(|| sentences.join("; ") + ".")
+}
+
+/// Which methods are as near to retraining as a second retraining, or which is the nearest.
+fn nearness(contenders: &[&Row<'_>]) -> Option<String> {
+    let distance = |row: &Row<'_>| row.distance.as_ref().ok().map(|distance| distance.mean).filter(|distance| distance.is_finite());
+    let mut near: Vec<(&Row<'_>, f64)> = contenders.iter().filter_map(|row| Some((*row, distance(row)?))).collect();
+    near.sort_by(|one, other| one.1.total_cmp(&other.1));
+    let (nearest, away) = near.first()?;
+    let within: Vec<&Row<'_>> = near.iter().filter(|(row, away)| row.null.is_some_and(|null| away <= &null)).map(|(row, _)| *row).collect();
+    Some(match nearest.null {
+        None => format!("the nearest to retraining is {}, {away:.1} points away in the mean of four scores", named(&[nearest])),
+        Some(null) if within.is_empty() => format!(
+            "no method comes as near to retraining as a second retraining does, which is {null:.1} points away from the first in the mean of four scores; the nearest is {}, at {away:.1} points",
+            named(&[nearest])
+        ),
+        Some(null) => format!(
+            "as near to retraining as a second retraining, which is {null:.1} points away from the first in the mean of four scores, {} {}",
+            if within.len() == 1 { "is" } else { "are" },
+            named(&within)
+        ),
+    })
 }
 
 /// Whether the attack finds more of a method than of retraining, beyond what may be chance.
@@ -226,7 +229,7 @@ fn not_proven(report: &Report<'_>) -> String {
         .any(|judged| judged.metrics.facts.get("forgotten_classes").and_then(Value::as_array).is_some_and(|classes| !classes.is_empty()));
     let whole = if classes { " Of a class that was forgotten whole, the model's other knowledge may still say much." } else { "" };
     format!(
-        "That no trace is left. Scores that agree with those of retraining are not the same model, and an attack that finds nothing is one attack: one that looks at single samples, or that knows more, may find what this does not.{whole} Nothing here says whether the request named all that it should, or whether it satisfies a law."
+        "that no trace is left. Scores that agree with those of retraining are not the same model, and an attack that finds nothing is one attack: one that looks at single samples, or that knows more, may find what this does not.{whole} Nothing here says whether the request named all that it should, or whether it satisfies a law."
     )
 }
 
@@ -263,10 +266,9 @@ mod tests {
         for expected in [
             "Asked: that an image classifier forget 60 of the 3,000 samples it was trained on (2.0 %): those whose labels had been altered.",
             "Done: 2 methods (modular and finetune) were applied",
-            "Found: the nearest to retraining is finetune, 0.1 points from it in the mean of four scores, where a second retraining is 0.5 points away",
-            "No further from retraining than a second one: finetune.",
-            "Still give the forgotten samples their label more often than retraining: modular.",
-            "more often than those of retraining for: modular.",
+            "Found: as near to retraining as a second retraining, which is 0.5 points away from the first in the mean of four scores, is finetune; ",
+            "; modular still gives the forgotten samples their label more often than retraining; ",
+            "; an attack on the losses finds the forgotten samples of modular more often than those of retraining.",
             "Left: modular still rests on what the stages base and offline learned",
             "finetune still rests on what the stage base learned",
             "each model was trained once",
@@ -292,6 +294,9 @@ mod tests {
         let none = text(&CASES[2..], &[]);
         assert!(none.contains("no method of forgetting was applied") && !none.contains("Found") && !none.contains("Left"), "{none}");
         let unsure = text(&CASES[1..3], &[]);
-        assert!(unsure.contains("no second retraining") && unsure.contains("Found: finetune is 0.1 points from retraining"), "{unsure}");
+        assert!(
+            unsure.contains("no second retraining") && unsure.contains("Found: the nearest to retraining is finetune, 0.1 points away"),
+            "{unsure}"
+        );
     }
 }

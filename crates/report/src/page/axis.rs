@@ -56,8 +56,8 @@ impl Scale {
                     let all = powers.flat_map(|power| factors.iter().map(move |factor| factor * 10_f64.powi(power)));
                     all.filter(|tick| (low * (1.0 - 1e-9)..=high * (1.0 + 1e-9)).contains(tick)).collect::<Vec<f64>>()
                 };
-                let fine = between(&[1.0, 2.0, 5.0]);
-                if fine.len() <= 6 { fine } else { between(&[1.0]) }
+                let (fine, powers) = (between(&[1.0, 2.0, 5.0]), between(&[1.0]));
+                if fine.len() <= 6 { fine } else { powers.iter().copied().step_by(powers.len().div_ceil(6)).collect() }
             }
         }
     }
@@ -66,7 +66,7 @@ impl Scale {
 /// A tick's value in as many digits as it needs.
 pub(crate) fn tick(value: f64) -> String {
     let magnitude = value.abs();
-    if magnitude >= 1e5 || magnitude > 0.0 && magnitude < 1e-4 {
+    if magnitude >= 1e5 || magnitude > 0.0 && magnitude < 0.999e-3 {
         return format!("{value:.0e}");
     }
     let digits = (0..6).find(|&digits| (magnitude * 10_f64.powi(digits) - (magnitude * 10_f64.powi(digits)).round()).abs() < 1e-6);
@@ -104,6 +104,7 @@ mod tests {
     #[test]
     fn a_logarithmic_axis_has_ticks_at_powers_of_ten() {
         assert_eq!(labels(Scale::Log { low: 1e-3, high: 1.0 }), ["0.001", "0.01", "0.1", "1"]);
+        assert_eq!(labels(Scale::Log { low: 1e-6, high: 100.0 }), ["1e-6", "1e-4", "0.01", "1", "100"]);
         assert_eq!(labels(Scale::Log { low: 0.08, high: 1.3 }), ["0.1", "0.2", "0.5", "1"]);
         assert_eq!(labels(Scale::Log { low: 1e-6, high: 1e-4 })[0], "1e-6");
         let scale = Scale::Log { low: 0.01, high: 1.0 };

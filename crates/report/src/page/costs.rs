@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::axis::Scale;
 use super::plot::{Frame, Name, Px, plot, shortened};
-use super::table::{Cell, Column, number, table};
+use super::table::{Cell, Column, count, number, table};
 use super::{Section, sections};
 use crate::lineage::{COUNTS, Counts};
 use crate::report::Report;
@@ -58,18 +58,22 @@ pub(crate) fn requests(row: &Row<'_>) -> Cell {
 }
 
 fn work(rows: &[&Row<'_>]) -> Markup {
-    const UNITS: [&str; 4] = ["samples forward", "samples backward", "gradient steps", "operations"];
+    const UNITS: [(&str, f64); 4] =
+        [("samples forward", 1.0), ("samples backward", 1.0), ("gradient steps", 1.0), ("billion operations", 1e9)];
     let mut columns = Vec::new();
     for when in ["once", "each request"] {
-        columns
-            .extend(COUNTS.iter().zip(UNITS).map(|((name, _), unit)| Column::linked(&format!("{unit}, {when}"), &format!("count-{name}"))));
+        columns.extend(
+            COUNTS.iter().zip(UNITS).map(|((name, _), (unit, _))| Column::linked(&format!("{unit}, {when}"), &format!("count-{name}"))),
+        );
     }
     columns.extend([Column::linked("passes, % of retraining's", "passes"), Column::linked("parameters changed, %", "changed")]);
     let lines = rows.iter().map(|row| {
         let counts = |counts: Option<Counts>| {
-            (0..COUNTS.len()).map(move |which| {
-                let value = counts.map(|counts| counts[which]);
-                Cell { text: value.map_or_else(|| "–".to_owned(), number), value, ..Cell::default() }
+            UNITS.iter().enumerate().map(move |(which, (_, unit))| {
+                let value = counts.map(|counts| counts[which] / unit);
+                let text =
+                    value.map_or_else(|| "–".to_owned(), |value| if *unit > 1.0 { number(value) } else { count(value.round() as u64) });
+                Cell { text, value, ..Cell::default() }
             })
         };
         let mut cells: Vec<Cell> = counts(row.costs.once).chain(counts(row.costs.each_request)).collect();
@@ -88,7 +92,7 @@ fn bars(rows: &[&Row<'_>]) -> Option<Markup> {
     }
     let height = 50.0 + 20.0 * rows.len() as f64;
     let frame =
-        Frame { width: 480.0, height, room: [136.0, 16.0, 10.0, 36.0], x: Scale::linear([0.0, most]), y: Scale::linear([0.0, 1.0]) };
+        Frame { width: 400.0, height, room: [124.0, 16.0, 10.0, 36.0], x: Scale::linear([0.0, most]), y: Scale::linear([0.0, 1.0]) };
     let told =
         rows.iter().map(|row| format!("{}: {:.1} s once, {:.1} s a request", row.name(), row.phases.once(), row.phases.each_request()));
     let described = format!("{}.", told.collect::<Vec<_>>().join("; "));
@@ -97,7 +101,7 @@ fn bars(rows: &[&Row<'_>]) -> Option<Markup> {
         @for (place, row) in rows.iter().enumerate() {
             @let top = frame.top() + 20.0 * place as f64 + 4.0;
             @let (once, each) = (row.phases.once(), row.phases.each_request());
-            text.label x=(Px(frame.left() - 6.0)) y=(Px(top + 10.0)) text-anchor="end" { (shortened(&row.name(), 19)) }
+            text.label x=(Px(frame.left() - 6.0)) y=(Px(top + 10.0)) text-anchor="end" { (shortened(&row.name(), 17)) }
             g {
                 title { (row.name()) ": " (number(once)) " s once, " (number(each)) " s a request" }
                 rect.once x=(Px(frame.x(0.0))) y=(Px(top)) width=(Px(frame.x(once) - frame.x(0.0))) height="12" {}
@@ -119,7 +123,11 @@ const LINES: usize = 6;
 /// What a number of requests cost in all, for what is paid for once and what retrains each time.
 fn break_even(rows: &[&Row<'_>]) -> Option<Markup> {
     let retraining = rows.iter().find(|row| row.method == REFERENCE)?.phases.each_request();
-    let paying: Vec<&&Row<'_>> = rows.iter().filter(|row| row.phases.once() > 0.0 && row.is_contender()).take(LINES).collect();
+    let paying = || rows.iter().filter(|row| row.phases.once() > 0.0 && row.is_contender());
+    // What never pays for itself is drawn only where nothing else is: it would press the rest to the ground.
+    let (never, some): (Vec<&&Row<'_>>, Vec<&&Row<'_>>) = paying().partition(|row| row.break_even == Some(BreakEven::Never));
+    let (paying, left_out) = if some.is_empty() { (never, Vec::new()) } else { (some, never) };
+    let paying: Vec<&&Row<'_>> = paying.into_iter().take(LINES).collect();
     let last = paying.iter().filter_map(|row| match row.break_even {
         Some(BreakEven::Requests(requests)) => Some(requests),
         _ => None,
@@ -133,7 +141,7 @@ fn break_even(rows: &[&Row<'_>]) -> Option<Markup> {
     let x = Scale::linear([0.0, last]);
     let Scale::Linear { high: end, .. } = x else { unreachable!("it was made linear") };
     let most = most * end / last;
-    let frame = Frame { width: 480.0, height: 260.0, room: [50.0, 116.0, 24.0, 36.0], x, y: Scale::linear([0.0, most]) };
+    let frame = Frame { width: 400.0, height: 260.0, room: [44.0, 112.0, 24.0, 36.0], x, y: Scale::linear([0.0, most]) };
     // Names stand at the ends of their lines, moved apart where these meet.
     let mut names: Vec<(f64, String, usize)> =
         paying.iter().enumerate().map(|(place, row)| (frame.y(total(row, end)), row.name(), place)).collect();
@@ -158,12 +166,15 @@ fn break_even(rows: &[&Row<'_>]) -> Option<Markup> {
             path class={ "line series-" (place) } d=(frame.path([(0.0, row.phases.once()), (end, total(row, end))])) {}
         }
         @for (y, name, place) in &names {
-            text class={ "label" @if *place < LINES { " series-" (place) } } x=(Px(frame.right() + 5.0)) y=(Px(y - beyond + 4.0)) { (shortened(name, 17)) }
+            text class={ "label" @if *place < LINES { " series-" (place) } } x=(Px(frame.right() + 5.0)) y=(Px(y - beyond + 4.0)) { (shortened(name, 14)) }
         }
     };
     Some(html! {
         figure {
-            figcaption { "Seconds in all, against the number of requests" }
+            figcaption {
+                "Seconds in all, against the number of requests"
+                @if !left_out.is_empty() { " (never pays for itself: " (super::listed(&left_out.iter().map(|row| row.name()).collect::<Vec<_>>(), LINES)) ")" }
+            }
             (plot("break-even", (frame.width, frame.height), "When a method has paid for itself", &described, &body))
         }
     })

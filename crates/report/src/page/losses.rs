@@ -218,11 +218,12 @@ pub(crate) fn curves(report: &Report<'_>) -> Option<Section> {
             }
         }
     });
+    let rates: Vec<f64> = RATES.into_iter().filter(|rate| shown.iter().any(|(_, roc)| roc.found_at(*rate).is_some())).collect();
     let mut columns = vec![Column::linked("area below the curve", "roc-area")];
-    columns.extend(RATES.map(|rate| Column::linked(&format!("found at {} % false alarms, %", number(100.0 * rate)), "roc-found")));
+    columns.extend(rates.iter().map(|rate| Column::linked(&format!("found at {} % false alarms, %", number(100.0 * rate)), "roc-found")));
     let rows = shown.iter().map(|(row, roc)| {
         let mut cells = vec![Cell::number(Some(roc.area), 3)];
-        cells.extend(RATES.map(|rate| Cell::number(roc.found_at(rate).map(|found| 100.0 * found), 1)));
+        cells.extend(rates.iter().map(|rate| Cell::number(roc.found_at(*rate).map(|found| 100.0 * found), 1)));
         (row.name(), cells)
     });
     let body = html! {

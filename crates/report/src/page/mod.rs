@@ -15,11 +15,13 @@ use std::collections::BTreeMap;
 use dcu_artifact::{Request, Retain};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
+pub(crate) use self::plot::shortened;
 pub(crate) use self::table::count;
 use self::table::{Cell, Column, table};
 use crate::report::{Report, shown};
 use crate::rows::{REFERENCE, Row};
 use crate::summary::summary;
+use crate::verdict::verdict;
 
 /// A part of the page under a heading.
 struct Section {
@@ -79,7 +81,7 @@ pub(crate) fn page(report: &Report<'_>, requests: &[Request], sets: &[Retain]) -
             }
             body {
                 a.skip href="#verdict" { "To the verdict" }
-                header { h1 { (title) } p { (report.origin()) } }
+                header { h1 { (title) } p { (prose(&report.origin())) } }
                 nav aria-label="Contents" {
                     ul {
                         li { a href="#verdict" { "Request and verdict" } }
@@ -89,9 +91,7 @@ pub(crate) fn page(report: &Report<'_>, requests: &[Request], sets: &[Retain]) -
                 main {
                     section #verdict aria-labelledby="verdict-title" {
                         h2 #verdict-title { "Request and verdict" }
-                        p.verdict {
-                            @for (title, text) in summary(report, requests) { strong { (title) ":" } " " (text) " " }
-                        }
+                        div.verdict { @for (title, text) in summary(report, requests) { p { strong { (title) ":" } " " (prose(&text)) } } }
                     }
                     @for section in &sections {
                         section id=(section.id) aria-labelledby={ (section.id) "-title" } {
@@ -134,7 +134,7 @@ fn methods(report: &Report<'_>) -> Section {
         (table("scores", "All models: scores with 95 % intervals, distance to retraining, cost", "method", &columns, lines.collect()))
         p { "Headings lead to the definitions. " (report.intervals()) }
         @let missing = report.missing();
-        @if !missing.is_empty() { ul { @for reason in missing { li { (reason) } } } }
+        @if !missing.is_empty() { ul { @for reason in missing { li { (prose(&reason)) } } } }
     };
     Section { id: "methods", title: "Methods", body }
 }
@@ -149,12 +149,11 @@ fn estimated(estimate: Option<crate::statistics::Estimate>, unit: f64) -> Cell {
 
 /// What the numbers say of each method.
 fn words(report: &Report<'_>) -> Option<Section> {
-    let verdicts = report.verdicts();
+    let contenders = report.rows.iter().filter(|row| row.is_contender());
+    let verdicts: Vec<(String, String)> = contenders.filter_map(|row| Some((row.name(), verdict(report.lineage, row)?))).collect();
     let body = html! {
         ul.words {
-            @for verdict in &verdicts {
-                li { (verdict) }
-            }
+            @for (name, text) in &verdicts { li { strong { (name) } (prose(text.strip_prefix(name).unwrap_or(text))) } }
         }
     };
     (!verdicts.is_empty()).then_some(Section { id: "words", title: "Each method in words", body })
@@ -198,6 +197,16 @@ fn origin(report: &Report<'_>) -> Section {
         (table("lineage", "Lineage", "stage", &columns, lines))
     };
     Section { id: "origin", title: "Where it comes from", body }
+}
+
+/// A text in which what stands between backticks is code, and no line begins with a unit.
+fn prose(text: &str) -> Markup {
+    let text = text.replace(" %", "\u{a0}%");
+    html! {
+        @for (place, part) in text.split('`').enumerate() {
+            @if place % 2 == 1 { code { (part) } } @else { (part) }
+        }
+    }
 }
 
 /// Names, of which so many are listed at most.
@@ -282,7 +291,7 @@ fn definitions(report: &Report<'_>) -> Section {
                 dt id={ "definition-" (name) } {
                     @if let Some(heading) = heading(name) { (heading) " (" code { (name) } ")" } @else { code { (name) } }
                 }
-                dd { (definition) " (" (unit) ")" }
+                dd { (prose(definition)) " (" (unit) ")" }
             }
             @for (id, heading, definition) in OWN {
                 dt id={ "definition-" (id) } { (heading) }
@@ -303,7 +312,7 @@ fn limits(report: &Report<'_>) -> Section {
             li { "A retraining forgets in full, but its scores depend on chance as all training does. The null shows how much, from one more retraining alone." }
             li { "What a method rests on that learned from the forgotten samples before is listed by stage, not measured." }
             li { "Seconds depend on the machine and on what else it did; counted work does not." }
-            @for note in report.apart() { li { (note) } }
+            @for note in report.apart() { li { (prose(&note)) } }
         }
     };
     Section { id: "limits", title: "Limits", body }

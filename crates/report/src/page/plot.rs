@@ -130,6 +130,8 @@ pub(crate) fn place_labels(points: &[(f64, f64)], labels: &[String], bounds: Rec
         let starts = [
             (x + 8.0, y + 4.0),
             (x - 8.0 - width, y + 4.0),
+            (x + 8.0, *y),
+            (x - 8.0 - width, *y),
             (x - 0.5 * width, y - 8.0),
             (x - 0.5 * width, y + 17.0),
             (x + 6.0, y - 7.0),

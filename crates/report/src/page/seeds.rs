@@ -58,7 +58,7 @@ fn figure(rows: &[&Row<'_>], score: Score) -> Markup {
         all.iter().flat_map(|(_, gaps)| gaps.iter().copied().chain(interval(gaps).into_iter().flat_map(|(_, (low, high))| [low, high])));
     let x = Scale::linear(ends.chain([0.0]));
     let height = 50.0 + 22.0 * all.len() as f64;
-    let frame = Frame { width: 480.0, height, room: [136.0, 16.0, 10.0, 36.0], x, y: Scale::linear([0.0, 1.0]) };
+    let frame = Frame { width: 400.0, height, room: [124.0, 16.0, 10.0, 36.0], x, y: Scale::linear([0.0, 1.0]) };
     let title = format!("Gaps in {}", score.heading.trim_end_matches(" %"));
     let told = all.iter().filter_map(|(name, gaps)| {
         let (mean, (low, high)) = interval(gaps)?;
@@ -70,7 +70,7 @@ fn figure(rows: &[&Row<'_>], score: Score) -> Markup {
         line.reference x1=(Px(frame.x(0.0))) x2=(Px(frame.x(0.0))) y1=(Px(frame.top())) y2=(Px(frame.bottom())) {}
         @for (place, (name, gaps)) in all.iter().enumerate() {
             @let y = frame.top() + 22.0 * (place as f64 + 0.5);
-            text.label x=(Px(frame.left() - 6.0)) y=(Px(y + 4.0)) text-anchor="end" { (shortened(name, 19)) }
+            text.label x=(Px(frame.left() - 6.0)) y=(Px(y + 4.0)) text-anchor="end" { (shortened(name, 17)) }
             @if let Some((mean, (low, high))) = interval(gaps) {
                 g.point.method {
                     title { (name) ": " (format!("{mean:.1}")) " points" }

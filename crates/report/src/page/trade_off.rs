@@ -106,9 +106,9 @@ struct Point {
     estimate: Estimate,
 }
 
-const SIZE: (f64, f64) = (480.0, 330.0);
+const SIZE: (f64, f64) = (400.0, 310.0);
 /// Room for what costs nothing, left of the axis of costs.
-const FREE: f64 = 58.0;
+const FREE: f64 = 54.0;
 
 fn figure(report: &Report<'_>, measure: &Measure, cost: &Cost) -> Option<Markup> {
     let points = report.rows.iter().filter_map(|row| {
@@ -144,8 +144,8 @@ fn figure(report: &Report<'_>, measure: &Measure, cost: &Cost) -> Option<Markup>
     let axis_left = frame.left() - FREE;
     let left = |cost: Option<f64>| cost.map_or(axis_left + 0.4 * FREE, |cost| frame.x(cost));
     let places: Vec<(f64, f64)> = points.iter().map(|point| (left(point.cost), frame.y(point.estimate.mean))).collect();
-    let bounds = [axis_left + 2.0, frame.top(), frame.right() + 8.0, frame.bottom()];
-    let names: Vec<String> = points.iter().map(|point| shortened(&point.name, 22)).collect();
+    let bounds = [axis_left + 2.0, frame.top() - 8.0, frame.right() + 12.0, frame.bottom() + 4.0];
+    let names: Vec<String> = points.iter().map(|point| shortened(&point.name, 20)).collect();
     let mut labels = (names.clone(), place_labels(&places, &names, bounds));
     if labels.1.iter().any(Option::is_none) {
         let number = |name: &String| {
