@@ -69,7 +69,8 @@ fn a_page_is_whole_and_of_itself_alone() {
     }
 
     // The same inputs, the same page; here the seconds, which the runner keeps, are inputs too.
-    project.xtask("run", &["--force", "page"]).success();
+    let again = project.xtask("run", &["--only", "page", "--force"]).success();
+    assert_eq!(again.ran(), ["page"], "{}", again.stderr);
     assert!(read(&path) == page, "the page differs when it is made again");
 }
 

@@ -112,10 +112,12 @@ fn done(report: &Report<'_>, contenders: &[&Row<'_>]) -> String {
     let (retrained, again) = (report.rows.iter().any(|row| !row.references.is_empty()), report.rows.iter().any(|row| row.null.is_some()));
     let measure = match (retrained, again) {
         (true, true) => {
-            ". What came out is measured against training anew without these samples (\u{201c}retraining\u{201d}), which is what forgetting means here, and against a second such retraining, which shows how far chance alone goes"
+            ". What came out is measured against training anew without these samples (\u{201c}retraining\u{201d}), which is what forgetting \
+                means here, and against a second such retraining, which shows how far chance alone goes"
         }
         (true, false) => {
-            ". What came out is measured against training anew without these samples (\u{201c}retraining\u{201d}), which is what forgetting means here. There was no second retraining to show how far chance alone goes"
+            ". What came out is measured against training anew without these samples (\u{201c}retraining\u{201d}), which is what forgetting \
+                means here. There was no second retraining to show how far chance alone goes"
         }
         _ => ". There was no retraining to measure it against",
     };
@@ -145,7 +147,11 @@ fn found(contenders: &[&Row<'_>]) -> Option<String> {
     let attacked: Vec<&Row<'_>> = contenders.iter().copied().filter(|row| finds_more(row)).collect();
     if contenders.iter().any(|row| both(row, ATTACK).is_some()) {
         sentences.push(match attacked.as_slice() {
-            [] => "an attack on the losses finds the forgotten samples of no method more often than those of retraining, as far as so many samples can tell".to_owned(),
+            [] => {
+                "an attack on the losses finds the forgotten samples of no method more often than those of retraining, as far as so many \
+                samples can tell"
+                    .to_owned()
+            }
             rows => format!("an attack on the losses finds the forgotten samples of {} more often than those of retraining", named(rows)),
         });
     }
@@ -162,7 +168,8 @@ fn nearness(contenders: &[&Row<'_>]) -> Option<String> {
     Some(match nearest.null {
         None => format!("the nearest to retraining is {}, {away:.1} points away in the mean of four scores", named(&[nearest])),
         Some(null) if within.is_empty() => format!(
-            "no method comes as near to retraining as a second retraining does, which is {null:.1} points away from the first in the mean of four scores; the nearest is {}, at {away:.1} points",
+            "no method comes as near to retraining as a second retraining does, which is {null:.1} points away from the first in the mean \
+                of four scores; the nearest is {}, at {away:.1} points",
             named(&[nearest])
         ),
         Some(null) => format!(
@@ -229,7 +236,9 @@ fn not_proven(report: &Report<'_>) -> String {
         .any(|judged| judged.metrics.facts.get("forgotten_classes").and_then(Value::as_array).is_some_and(|classes| !classes.is_empty()));
     let whole = if classes { " Of a class that was forgotten whole, the model's other knowledge may still say much." } else { "" };
     format!(
-        "that no trace is left. Scores that agree with those of retraining are not the same model, and an attack that finds nothing is one attack: one that looks at single samples, or that knows more, may find what this does not.{whole} Nothing here says whether the request named all that it should, or whether it satisfies a law."
+        "that no trace is left. Scores that agree with those of retraining are not the same model, and an attack that finds nothing is one \
+            attack: one that looks at single samples, or that knows more, may find what this does not.{whole} Nothing here says whether the \
+            request named all that it should, or whether it satisfies a law."
     )
 }
 

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use maud::html;
 use serde_json::Value;
 
+use super::Section;
 use super::table::{Cell, Column, table};
-use super::{Section, sections};
 use crate::report::Report;
 use crate::rows::{REFERENCE, Row};
 
@@ -52,10 +52,11 @@ pub(crate) fn section(report: &Report<'_>) -> Option<Section> {
     });
     let tables: Vec<_> = tables.collect();
     let body = html! {
-        p { "The share of the samples of each class that the model gives their label; for samples to be forgotten that is the label that they were trained with. Over several seeds the mean. A dash: there is no such sample." }
+        p { "The share of the samples of each class that the model gives their label; for samples to be forgotten that is the label that \
+            they were trained with. Over several seeds the mean. A dash: there is no such sample." }
         @for table in &tables { (table) }
     };
-    (!tables.is_empty()).then_some(Section { id: sections::CLASSES, title: "Class by class", body })
+    (!tables.is_empty()).then_some(Section { id: "classes", title: "Class by class", body })
 }
 
 /// The classes to show, ascending, and how many there are.

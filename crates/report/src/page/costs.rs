@@ -2,10 +2,10 @@
 
 use maud::{Markup, html};
 
+use super::Section;
 use super::axis::Scale;
 use super::plot::{Frame, Name, Px, plot, shortened};
 use super::table::{Cell, Column, count, number, table};
-use super::{Section, sections};
 use crate::lineage::{COUNTS, Counts};
 use crate::report::Report;
 use crate::rows::{BreakEven, PHASES, REFERENCE, Row};
@@ -18,14 +18,15 @@ pub(crate) fn section(report: &Report<'_>) -> Option<Section> {
     let figures: Vec<Markup> = [bars(&rows), break_even(&rows)].into_iter().flatten().collect();
     let body = html! {
         p {
-            "Seconds are of the machine that this was run on; passes and operations were counted where networks compute, and are the same on any. What is paid once does not depend on the request: "
+            "Seconds are of the machine that this was run on; passes and operations were counted where networks compute, and are the same \
+                on any. What is paid once does not depend on the request: "
             "it is repaid, if at all, by requests that cost less than retraining."
         }
         div.plots.wide { @for figure in figures { (figure) } }
         (seconds(&rows))
         (work(&rows))
     };
-    Some(Section { id: sections::COSTS, title: "Time and work", body })
+    Some(Section { id: "costs", title: "Time and work", body })
 }
 
 fn seconds(rows: &[&Row<'_>]) -> Markup {
@@ -51,7 +52,7 @@ fn seconds(rows: &[&Row<'_>]) -> Markup {
 /// The break-even as a cell; what never pays is sorted behind all others.
 pub(crate) fn requests(row: &Row<'_>) -> Cell {
     match row.break_even {
-        Some(BreakEven::Never) => Cell { text: "never".to_owned(), value: Some(1e300), ..Cell::default() },
+        Some(BreakEven::Never) => Cell { text: "never".to_owned(), value: Some(1e12), ..Cell::default() },
         Some(BreakEven::Requests(requests)) => Cell::number(Some(requests), 1),
         None => Cell::number(None, 1),
     }
@@ -173,7 +174,8 @@ fn break_even(rows: &[&Row<'_>]) -> Option<Markup> {
         figure {
             figcaption {
                 "Seconds in all, against the number of requests"
-                @if !left_out.is_empty() { " (never pays for itself: " (super::listed(&left_out.iter().map(|row| row.name()).collect::<Vec<_>>(), LINES)) ")" }
+                @if !left_out.is_empty() { " (never pays for itself: \
+                    " (super::listed(&left_out.iter().map(|row| row.name()).collect::<Vec<_>>(), LINES)) ")" }
             }
             (plot("break-even", (frame.width, frame.height), "When a method has paid for itself", &described, &body))
         }

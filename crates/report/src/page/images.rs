@@ -6,7 +6,7 @@ use base64::Engine as _;
 use dcu_artifact::{Reach, Retain};
 use maud::html;
 
-use super::{Section, sections};
+use super::Section;
 use crate::report::Report;
 
 /// Images of a class, and classes, that are shown at most; and bytes of pixels in all.
@@ -63,7 +63,7 @@ pub(crate) fn section(report: &Report<'_>, sets: &[Retain]) -> anyhow::Result<Op
             }
         }
     };
-    Ok(Some(Section { id: sections::IMAGES, title: "Condensed images", body }))
+    Ok(Some(Section { id: "images", title: "Condensed images", body }))
 }
 
 /// These images side by side, as a PNG, with its width and height.

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use maud::html;
 
+use super::Section;
 use super::axis::Scale;
 use super::plot::{Frame, Name, plot};
 use super::table::{Cell, Column, number, table};
-use super::{Section, sections};
 use crate::report::Report;
 use crate::rows::{REFERENCE, Row};
 
@@ -236,7 +236,7 @@ pub(crate) fn curves(report: &Report<'_>) -> Option<Section> {
         (table("roc", "The attack by loss, in numbers", "method", &columns, rows.collect()))
         div.plots { @for figure in figures { (figure) } }
     };
-    Some(Section { id: sections::CURVES, title: "The attack, threshold by threshold", body })
+    Some(Section { id: "curves", title: "The attack, threshold by threshold", body })
 }
 
 #[cfg(test)]

@@ -155,9 +155,15 @@ fn overlap(one: Rectangle, other: Rectangle) -> bool {
     one[0] < other[2] && other[0] < one[2] && one[1] < other[3] && other[1] < one[3]
 }
 
-/// A text of so many characters at most.
+/// A text of so many characters at most: its beginning and its end, which tells names of one kind apart.
 pub(crate) fn shortened(text: &str, limit: usize) -> String {
-    if text.chars().count() <= limit { text.to_owned() } else { text.chars().take(limit - 1).chain(['…']).collect() }
+    let characters: Vec<char> = text.chars().collect();
+    if characters.len() <= limit {
+        return text.to_owned();
+    }
+    let tail = (limit - 1) * 2 / 5;
+    let head = limit - 1 - tail;
+    characters[..head].iter().chain(&['…']).chain(&characters[characters.len() - tail..]).collect()
 }
 
 #[cfg(test)]
@@ -187,6 +193,6 @@ mod tests {
     #[test]
     fn coordinates_are_short_and_always_numbers() {
         assert_eq!([1.0 / 3.0, -0.01, f64::NAN, 12.0].map(|value| Px(value).to_string()), ["0.3", "0", "0", "12"]);
-        assert_eq!(shortened("abcdef", 4), "abc…");
+        assert_eq!((shortened("abcdefghi", 6).as_str(), shortened("abcdef", 6).as_str()), ("abc…hi", "abcdef"));
     }
 }

@@ -2,10 +2,10 @@
 
 use maud::{Markup, html};
 
+use super::Section;
 use super::axis::Scale;
 use super::plot::{Frame, Name, Px, plot, shortened};
 use super::table::{Cell, Column, table};
-use super::{Section, sections};
 use crate::report::Report;
 use crate::rows::{NULL, REFERENCE, Row, SCORES, Score};
 use crate::statistics::over_seeds;
@@ -42,12 +42,13 @@ pub(crate) fn section(report: &Report<'_>) -> Option<Section> {
     });
     let body = html! {
         p {
-            "Each score of a model less that of the retraining with the same seed, in points. Dots are seeds, the bar is the mean with its 95 % t interval: one that holds 0 may be no difference."
+            "Each score of a model less that of the retraining with the same seed, in points. Dots are seeds, the bar is the mean with its \
+                95 % t interval: one that holds 0 may be no difference."
         }
         div.plots.wide { @for score in SCORES { (figure(&rows, score)) } }
         (table("gaps", "Gaps to retraining by seed, points", "method and score", &columns, lines.collect()))
     };
-    Some(Section { id: sections::SEEDS, title: "Gaps by seed", body })
+    Some(Section { id: "seeds", title: "Gaps by seed", body })
 }
 
 fn figure(rows: &[&Row<'_>], score: Score) -> Markup {

@@ -33,7 +33,7 @@ struct Measure {
     id: &'static str,
     title: String,
     axis: &'static str,
-    of: Box<dyn Fn(&Row<'_>) -> Option<Estimate>>,
+    of: fn(&Row<'_>) -> Option<Estimate>,
     /// In the unit of the axis.
     unit: f64,
     /// A line that says how far chance goes, or where retraining is, and what it is called.
@@ -53,8 +53,10 @@ pub(crate) fn section(report: &Report<'_>) -> Option<Section> {
         report.rows.iter().filter(|row| row.runs[0].model.forgets() && (cost.of)(row).is_none()).map(Row::name).collect();
     let body = html! {
         p {
-            "Down and to the left is better in the first plot: as near to retraining as chance allows, for little. In the second, up and to the left is. Models that were not asked to forget stand on "
-            "the left, at \u{201c}none\u{201d}. Bars are 95 % intervals. " span.key.mark.method { "method" } ", " span.key.mark.retraining { "retraining" } ", " span.key.mark.other { "other model" } "."
+            "Down and to the left is better in the first plot: as near to retraining as chance allows, for little. In the second, up and to \
+                the left is. Models that were not asked to forget stand on "
+            "the left, at \u{201c}none\u{201d}. Bars are 95 % intervals. " span.key.mark.method { "method" } ", \
+                " span.key.mark.retraining { "retraining" } ", " span.key.mark.other { "other model" } "."
         }
         div.plots.wide { @for figure in figures { (figure) } }
         @if !left_out.is_empty() { p { "What " (listed(&left_out, 8)) " cost is not known in this unit." } }
@@ -72,7 +74,7 @@ fn forgetting(report: &Report<'_>) -> Measure {
             id: "distance",
             title: "Distance to retraining against cost".to_owned(),
             axis: "distance to retraining, points",
-            of: Box::new(|row| row.distance.as_ref().ok().copied()),
+            of: |row| row.distance.as_ref().ok().copied(),
             unit: 1.0,
             line,
         };
@@ -81,7 +83,7 @@ fn forgetting(report: &Report<'_>) -> Measure {
         id: "forget",
         title: "Forgotten samples still given their label, against cost".to_owned(),
         axis: "forget, %",
-        of: Box::new(|row| row.scores.get(SCORES[1].name).copied()),
+        of: |row| row.scores.get(SCORES[1].name).copied(),
         unit: 100.0,
         line: None,
     }
@@ -93,7 +95,7 @@ fn utility(report: &Report<'_>) -> Measure {
         id: "utility",
         title: "Accuracy on test samples against cost".to_owned(),
         axis: "test accuracy, %",
-        of: Box::new(|row| row.scores.get(TEST.name).copied()),
+        of: |row| row.scores.get(TEST.name).copied(),
         unit: 100.0,
         line: retrained.map(|estimate| (100.0 * estimate.mean, format!("retraining: {:.1}", 100.0 * estimate.mean))),
     }
