@@ -62,7 +62,8 @@ for (const file of process.argv.slice(2)) {
       const sorted = await page.$$eval("#scores tbody tr td:nth-child(3)", (cells) => cells.map((cell) => cell.dataset.value).filter((value) => value !== undefined).map(Number));
       if (sorted.some((value, place) => place > 0 && value < sorted[place - 1])) tell(`the table of ${before.length} rows is not sorted: ${sorted}`);
       await page.locator("#methods button.copy").click();
-      if (!(await page.locator("[role=status]").textContent()).includes("copied")) tell("the table is not copied");
+      const copied = () => document.querySelector("[role=status]").textContent.includes("copied");
+      await page.waitForFunction(copied, null, { timeout: 5000 }).catch(() => tell("the table is not copied"));
       await context.close();
     }
   }
