@@ -166,6 +166,9 @@ fn nearness(contenders: &[&Row<'_>]) -> Option<String> {
     let (nearest, away) = near.first()?;
     let within: Vec<&Row<'_>> = near.iter().filter(|(row, away)| row.null.is_some_and(|null| away <= &null)).map(|(row, _)| *row).collect();
     Some(match nearest.null {
+        None if contenders.len() == 1 => {
+            format!("{} is {away:.1} points away from retraining in the mean of four scores", named(&[nearest]))
+        }
         None => format!("the nearest to retraining is {}, {away:.1} points away in the mean of four scores", named(&[nearest])),
         Some(null) if within.is_empty() => format!(
             "no method comes as near to retraining as a second retraining does, which is {null:.1} points away from the first in the mean \
@@ -196,7 +199,10 @@ fn left(report: &Report<'_>, contenders: &[&Row<'_>]) -> Option<String> {
         }
     }
     let of_group = |(learned, rows): &(Vec<&str>, Vec<&Row<'_>>)| match learned.as_slice() {
-        [] => format!("nothing that {} rests on learned from the forgotten samples before", named(rows)),
+        [] => {
+            let but = if rows.iter().any(|row| row.runs[0].model.solves()) { ", but for the one number `lambda`" } else { "" };
+            format!("nothing that {} rests on learned from the forgotten samples before{but}", named(rows))
+        }
         stages => format!("{} still rests on what {} learned when the forgotten samples were there", named(rows), stages_of(stages)),
     };
     let texts: Vec<String> = groups.iter().map(of_group).collect();
@@ -226,7 +232,8 @@ fn strength(report: &Report<'_>, contenders: &[&Row<'_>]) -> Option<String> {
         let points = 100.0 * std::f64::consts::SQRT_2 * attack_noise(pairs);
         format!(". A difference of up to {points:.0} points between two attacks may be chance with {} pairs", counted(pairs))
     });
-    (!contenders.is_empty()).then(|| format!("{runs}{samples}{}.", noise.unwrap_or_default()))
+    let noise = noise.unwrap_or_else(|| ". There is no attack to tell by".to_owned());
+    (!contenders.is_empty()).then(|| format!("{runs}{samples}{noise}."))
 }
 
 fn not_proven(report: &Report<'_>) -> String {
@@ -304,7 +311,7 @@ mod tests {
         assert!(none.contains("no method of forgetting was applied") && !none.contains("Found") && !none.contains("Left"), "{none}");
         let unsure = text(&CASES[1..3], &[]);
         assert!(
-            unsure.contains("no second retraining") && unsure.contains("Found: the nearest to retraining is finetune, 0.1 points away"),
+            unsure.contains("no second retraining") && unsure.contains("Found: finetune is 0.1 points away from retraining"),
             "{unsure}"
         );
     }
