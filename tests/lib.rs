@@ -36,6 +36,12 @@ stages:
   report:    { uses: report/table, in: { metrics: [evaluate] }, gather: seeds }
 ";
 
+/// A private key for ed25519 and its public key, those of RFC 8410.
+pub const KEYS: [&str; 2] = [
+    "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n-----END PRIVATE KEY-----\n",
+    "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n",
+];
+
 /// The folder of the workspace, as cargo says at run time: two checkouts may share a build folder.
 #[must_use]
 pub fn workspace() -> &'static Path {

@@ -67,6 +67,9 @@ impl Desk {
         .unwrap();
         desk.write("deletions.csv", "id\ntrain:0\n");
         desk.write("pick.py", "");
+        let [private, public] = dcu_tests::KEYS;
+        desk.write("private.pem", private);
+        desk.write("public.pem", public);
         desk.write("weights.pth", "");
         desk.write("FOLDER/data_batch_1.bin", &"\0".repeat(3073));
         desk.write("FOLDER/train-images-idx3-ubyte", "");

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use dcu_tests::{Project, SMALL};
+use dcu_tests::{KEYS, Project, SMALL};
 
 /// Changes the bytes of a file, whose size and time stay.
 #[track_caller]
@@ -72,11 +72,7 @@ fn a_signature_goes_with_a_report_that_is_verified() {
         std::fs::write(project.path(name), text).unwrap();
         project.path(name).to_str().unwrap().to_owned()
     };
-    // Those of RFC 8410.
-    let private =
-        "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC\n-----END PRIVATE KEY-----\n";
-    let public = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
-    let (private, public) = (key("private.pem", private), key("public.pem", public));
+    let (private, public) = (key("private.pem", KEYS[0]), key("public.pem", KEYS[1]));
     let error = project.xtask("verify", &["--public", &public]).failure();
     assert!(error.contains("is not signed"), "{error}");
     project.xtask("verify", &["--sign", &private]).success();
