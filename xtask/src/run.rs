@@ -14,7 +14,7 @@ use crate::process::{self, Options};
 use crate::reasons::{Reason, in_one_line};
 use crate::session::{Known, Session, State};
 use crate::signals::{self, Stopped};
-use crate::store::{Made, Parts, Record, Seconds, Stored, cpu_features};
+use crate::store::{Made, Parts, Record, Seconds, Stored};
 use crate::supervise::StageFailure;
 
 /// What to run, and how.
@@ -276,18 +276,14 @@ fn bring_up_to_date(
             );
         }
     }
-    let cpu = match &parts.device {
-        Some(device) => format!("{} on {device}", cpu_features()),
-        None => cpu_features(),
-    };
     let record = Record {
         key,
+        cpu: parts.computed_on(),
         parts,
         outputs: finished.outputs,
         seconds: finished.seconds,
         cost: finished.cost,
         profile: finished.profile,
-        cpu,
         threads: finished.threads,
     };
     let stored = session.store.publish(&session.task_folder(index), draft, record)?;

@@ -55,6 +55,14 @@ impl Parts {
     pub(crate) fn key(&self) -> Key {
         Key(digest_json(&serde_json::to_value(self).expect("parts are plain data")))
     }
+
+    /// What this machine computes such a result on, as far as the result depends on it.
+    pub(crate) fn computed_on(&self) -> String {
+        match &self.device {
+            Some(device) => format!("{} on {device}", cpu_features()),
+            None => cpu_features(),
+        }
+    }
 }
 
 impl Key {

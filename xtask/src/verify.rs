@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use dcu_artifact::{Metrics, Payload as _, Role, digest_file, role_of};
+use dcu_artifact::{Metrics, Payload as _, Role, digest_bytes, digest_file, role_of};
 use ed25519_dalek::pkcs8::{DecodePrivateKey as _, DecodePublicKey as _};
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 
@@ -14,7 +14,7 @@ use crate::process::{self, Options};
 use crate::reasons::in_one_line;
 use crate::session::{Known, Session, State};
 use crate::signals;
-use crate::store::{Care, Made, cpu_features};
+use crate::store::{Care, Made};
 
 /// How far a score may be off where it was computed on a CPU with other features, which round otherwise; in its own unit (accuracies are shares).
 const ROUNDING: f64 = 0.005;
@@ -41,43 +41,43 @@ pub(crate) fn verify(mut session: Session, given: Option<&Path>, key: &Key) -> a
     if !(0..instances.len()).any(|index| is_report(&index)) {
         bail!("the pipeline `{}` has no report", session.pipeline_name());
     }
-    let mut wrong = Vec::new();
+    let mut wrong = 0;
+    let mut tell = |what: &str, differing: &[String]| {
+        wrong += differing.len();
+        match differing {
+            [] => println!("  the same  {what}"),
+            lines => lines.iter().for_each(|line| println!("  differs   {what}: {line}")),
+        }
+    };
     for index in (0..instances.len()).filter(|index| is_score(index) || is_report(index)) {
         signals::check()?;
-        let differing = computed_again(&session, index, &known)?;
-        let name = &instances[index].name;
-        match differing.as_slice() {
-            [] => println!("  the same  {name}"),
-            lines => lines.iter().for_each(|line| println!("  differs   {name}: {line}")),
-        }
-        wrong.extend(differing);
+        tell(&instances[index].name, &computed_again(&session, index, &known)?);
     }
     let files =
         (0..instances.len()).filter(is_report).map(|index| laid_out(&session, index, &known)).collect::<anyhow::Result<Vec<_>>>()?.concat();
+    // What is signed are the bytes that were compared.
+    let mut documents = Vec::new();
     for (path, made) in &files {
-        match digest_file(path) {
-            Ok(digest) if digest == made.digest => println!("  the same  {}", path.display()),
-            Ok(_) => {
-                wrong.push(format!("`{}` is not what the report stage has written", path.display()));
-                println!("  differs   {}: it is not what the report stage has written", path.display());
-            }
-            Err(error) => bail!(
-                "{error}\n  help: run `cargo xtask run {}`, which lays the reports out",
-                session.plan.pipeline.document.file.display()
-            ),
+        let bytes = std::fs::read(path).with_context(|| {
+            let file = session.plan.pipeline.document.file.display();
+            format!("cannot read `{}`\n  help: run `cargo xtask run {file}`, which lays the reports out", path.display())
+        })?;
+        let is_same = digest_bytes(&bytes) == made.digest;
+        let differing = (!is_same).then(|| "it is not what the report stage has written".to_owned());
+        tell(&path.display().to_string(), differing.as_slice());
+        if made.schema == "file/json" {
+            documents.push((path.as_path(), bytes));
         }
     }
     if let Some(given) = given {
         let digest = digest_file(given)?;
         if files.iter().all(|(_, made)| made.digest != digest) {
-            wrong.push(format!("`{}` is none of this pipeline's reports", given.display()));
-            println!("  differs   {}: it is none of this pipeline's reports", given.display());
+            tell(&given.display().to_string(), &["it is none of this pipeline's reports".to_owned()]);
         }
     }
-    if !wrong.is_empty() {
-        bail!("{} of the numbers or files are not what the artifacts give", wrong.len());
+    if wrong > 0 {
+        bail!("{wrong} of the numbers or files are not what the artifacts give");
     }
-    let documents: Vec<&PathBuf> = files.iter().filter(|(_, made)| made.schema == "file/json").map(|(path, _)| path).collect();
     match key {
         Key::None => {}
         Key::Sign(key) => sign(&documents, key)?,
@@ -105,13 +105,13 @@ fn all_known(session: &Session) -> anyhow::Result<Known> {
 /// Runs an instance once more, beside the store: what came out different from what the store has.
 fn computed_again(session: &Session, index: usize, known: &Known) -> anyhow::Result<Vec<String>> {
     let instance = &session.plan.instances[index];
-    let before = &known[index].as_ref().context("it is there")?.record;
-    let key = session.parts(index, known).ok().context("its inputs are known")?.key();
-    let lock = session.store.lock(&key, |_| Ok(signals::check()?))?;
-    let draft = session.store.draft(&key, &lock)?;
-    let now = process::run(session, index, known, &draft, &key, Options { threads: None, anew: true })
+    let stored = known[index].as_ref().context("it is there")?;
+    let before = &stored.record;
+    let lock = session.store.lock(&before.key, |_| Ok(signals::check()?))?;
+    let draft = session.store.draft(&before.key, &lock)?;
+    let now = process::run(session, index, known, &draft, &before.key, Options { threads: None, anew: true })
         .with_context(|| format!("`{}` cannot be computed again", instance.name))?;
-    let elsewhere = before.cpu.split(" on ").next() != Some(cpu_features().as_str());
+    let rounding = if before.cpu == before.parts.computed_on() { 0.0 } else { ROUNDING };
     let mut differing = Vec::new();
     for (output, made) in &before.outputs {
         let again = &now.outputs[output];
@@ -119,9 +119,8 @@ fn computed_again(session: &Session, index: usize, known: &Known) -> anyhow::Res
             continue;
         }
         if made.schema == Metrics::SCHEMA {
-            let stored = known[index].as_ref().context("it is there")?;
-            let scores = (Metrics::read(&stored.path(output))?, Metrics::read(&session.store.object(again))?);
-            differing.extend(scores_apart(&scores.0, &scores.1, if elsewhere { ROUNDING } else { 0.0 }));
+            let (then, again) = (Metrics::read(&stored.path(output))?, Metrics::read(&session.store.object(again))?);
+            differing.extend(scores_apart(&then, &again, rounding));
         } else {
             differing.push(format!("its output `{output}` comes out otherwise"));
         }
@@ -166,34 +165,34 @@ fn signature_of(document: &Path) -> PathBuf {
     name.into()
 }
 
-fn sign(documents: &[&PathBuf], key: &Path) -> anyhow::Result<()> {
+fn read_key(key: &Path, remedy: &str) -> anyhow::Result<String> {
+    std::fs::read_to_string(key).with_context(|| format!("cannot read the key `{}`\n  {remedy}", key.display()))
+}
+
+fn sign(documents: &[(&Path, Vec<u8>)], key: &Path) -> anyhow::Result<()> {
     let remedy = "help: make one with `openssl genpkey -algorithm ed25519 -out FILE`";
-    let text = std::fs::read_to_string(key).with_context(|| format!("cannot read the key `{}`\n  {remedy}", key.display()))?;
-    let key = SigningKey::from_pkcs8_pem(&text)
+    let signer = SigningKey::from_pkcs8_pem(&read_key(key, remedy)?)
         .map_err(|error| anyhow::anyhow!("`{}` is no private key for ed25519 in PEM ({error})\n  {remedy}", key.display()))?;
-    for document in documents {
-        let bytes = std::fs::read(document).with_context(|| format!("cannot read `{}`", document.display()))?;
+    for (document, bytes) in documents {
         let path = signature_of(document);
-        dcu_artifact::replace_file(&path, &key.sign(&bytes).to_bytes())?;
+        dcu_artifact::replace_file(&path, &signer.sign(bytes).to_bytes())?;
         println!("signed: {}", path.display());
     }
     Ok(())
 }
 
-fn check_signatures(documents: &[&PathBuf], key: &Path) -> anyhow::Result<()> {
+fn check_signatures(documents: &[(&Path, Vec<u8>)], key: &Path) -> anyhow::Result<()> {
     let remedy = "help: `openssl pkey -in PRIVATE -pubout -out FILE` writes one";
-    let text = std::fs::read_to_string(key).with_context(|| format!("cannot read the key `{}`\n  {remedy}", key.display()))?;
-    let public = VerifyingKey::from_public_key_pem(&text)
+    let public = VerifyingKey::from_public_key_pem(&read_key(key, remedy)?)
         .map_err(|error| anyhow::anyhow!("`{}` is no public key for ed25519 in PEM ({error})\n  {remedy}", key.display()))?;
-    for document in documents {
-        let bytes = std::fs::read(document).with_context(|| format!("cannot read `{}`", document.display()))?;
+    for (document, bytes) in documents {
         let path = signature_of(document);
         let signature = std::fs::read(&path).with_context(|| {
             format!("`{}` is not signed: there is no `{}`\n  help: sign it with `--sign KEY`", document.display(), path.display())
         })?;
         let signature =
             Signature::from_slice(&signature).map_err(|_| anyhow::anyhow!("`{}` is no signature of 64 bytes", path.display()))?;
-        if public.verify_strict(&bytes, &signature).is_err() {
+        if public.verify_strict(bytes, &signature).is_err() {
             bail!("`{}` was signed with another key, or changed since", document.display());
         }
         println!("signed with `{}`: {}", key.display(), document.display());
@@ -241,12 +240,12 @@ mod tests {
             "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n",
         );
         let report = file("report.json", "{ \"score\": 1 }");
-        let documents = [&report];
+        let documents = [(report.as_path(), std::fs::read(&report).unwrap())];
         assert!(check_signatures(&documents, &public).unwrap_err().to_string().contains("is not signed"));
         sign(&documents, &private).unwrap();
         check_signatures(&documents, &public).unwrap();
-        file("report.json", "{ \"score\": 2 }");
-        assert!(check_signatures(&documents, &public).unwrap_err().to_string().contains("another key, or changed since"));
+        let changed = [(report.as_path(), b"{ \"score\": 2 }".to_vec())];
+        assert!(check_signatures(&changed, &public).unwrap_err().to_string().contains("another key, or changed since"));
         assert!(sign(&documents, &public).unwrap_err().to_string().contains("no private key"));
         assert!(check_signatures(&documents, &private).unwrap_err().to_string().contains("no public key"));
     }

@@ -203,7 +203,7 @@ fn the_slope_through_a_students_steps_is_that_of_pytorch() {
     let golden = Golden::open();
     let settings: Value = golden.settings("mtt");
     let whole = |name: &str| settings[name].as_u64().unwrap() as usize;
-    let [from, to] = ["begin", "end"].map(|end| mtt::weights(&golden.network(whole(end))).unwrap());
+    let [from, to] = ["begin", "end"].map(|end| crate::synthetic::weights(&golden.network(whole(end))).unwrap());
     let steps = (whole("steps"), settings["rate"].as_f64().unwrap());
     let (slope, distance) = mtt::matched(&golden.network(2), &golden.canvas("mtt", 1, 1), &from, &to, steps).unwrap();
     golden.compare("mtt.distance", &[distance as f32]);

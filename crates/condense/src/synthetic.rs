@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor, Var, bail};
+use candle_core::{DType, Device, Tensor, Var, bail};
 use dcu_artifact::{Array, Buckets, Condensed, CondensedFacts, Dataset, Members, Reach, Tensor as Stored};
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::{Stream, Streams};
-use dcu_nn::{Architecture, Family, Gradients, Samples};
+use dcu_nn::{Architecture, Family, Gradients, Network, Place, Samples, Trainable};
 use dcu_stage::{Checkpoints, Failure, Rejected, Snapshot};
 use serde_json::json;
 
@@ -24,6 +24,17 @@ pub(crate) fn check_widths(widths: &[usize]) -> Result<(), Rejected> {
 pub(crate) fn convnet3(dataset: &Dataset, widths: &[usize]) -> Architecture {
     let published = Architecture::of_family(Family::Convnet3, dataset.image_shape(), dataset.classes());
     Architecture { widths: widths.to_vec(), ..published }
+}
+
+/// A copy of a network in f64, in which differences between weights that lie near to one another are slopes.
+pub(crate) fn in_f64(network: &Network) -> candle_core::Result<Network> {
+    network.moved_to(Place { dtype: DType::F64, ..network.place().clone() })
+}
+
+/// A copy of a network's weights.
+pub(crate) fn weights(network: &Network) -> candle_core::Result<Gradients> {
+    let parameters = network.parameters(&Trainable::all(network.graph()));
+    parameters.into_iter().map(|(name, value)| Ok((name.to_owned(), value.as_detached_tensor().copy()?))).collect()
 }
 
 /// The images of all buckets, in the order of the buckets, the samples that they stand for, and what moves them.
@@ -144,6 +155,15 @@ impl Canvas {
         };
         let gradients: Gradients = [("images".to_owned(), gradient)].into_iter().collect();
         self.optimiser.step(&BTreeMap::from([("images", &self.images)]), &gradients, rate)
+    }
+
+    /// The gradient of the pixels from that of images that were made of them: back through changes and decoding, which are linear but for a constant.
+    ///
+    /// # Errors
+    /// When the images do not depend on the pixels.
+    pub(crate) fn of_pixels(&self, images: &Tensor, of_images: &Tensor) -> candle_core::Result<Tensor> {
+        let gradient = (images * of_images.to_dtype(images.dtype())?)?.sum_all()?.backward()?.remove(&self.images);
+        gradient.ok_or_else(|| candle_core::Error::msg("the images do not depend on the pixels"))
     }
 
     /// The variable that losses are differentiated for.

@@ -110,6 +110,15 @@ impl Task {
         Ok(within_budget(budget * self.retraining()? as f64, epochs, passes, samples))
     }
 
+    /// The share of the retain rows in each of so many epochs, as [`Self::length`] has it, where each batch of them has so many other rows beside it, whatever these are.
+    ///
+    /// # Errors
+    /// As [`Self::length`].
+    pub(crate) fn share_beside(&self, budget: Option<f64>, given: (usize, f64), [batch, beside]: [usize; 2]) -> anyhow::Result<f64> {
+        let passes = 1.0 + beside as f64 / batch as f64;
+        Ok(self.length(budget, given, [0.0, passes], [0, self.retain.len()])?.1)
+    }
+
     /// Takes `network` through a course: `epoch` is called for each epoch, makes passes and is told its number. Between epochs are safe points.
     ///
     /// # Errors
@@ -204,6 +213,12 @@ impl Pupil<'_> {
         let after: Gradients = parameters.iter().map(|(name, value)| ((*name).to_owned(), value.as_detached_tensor())).collect();
         let kept = after.chosen(mask, &before)?;
         Ok(self.network.set(&kept)?)
+    }
+
+    /// Of forget samples that retain samples follow: all of the former and a share of the latter, drawn anew in each epoch.
+    pub(crate) fn all_and_drawn(&self, forget: usize, retain: usize, share: f64) -> Vec<usize> {
+        let drawn = self.drawn("draw", retain, share);
+        (0..forget).chain(drawn.into_iter().map(|row| forget + row)).collect()
     }
 
     /// Random rows, a share of so many, drawn anew in each epoch.

@@ -10,12 +10,12 @@ use candle_core::{DType, Tensor, Var};
 use dcu_artifact::{Buckets, Condensed, Dataset, Model};
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
-use dcu_nn::{Gradients, Network, Place, Samples, Trainable, ops};
+use dcu_nn::{Gradients, Network, Samples, Trainable, ops};
 use dcu_stage::{Context, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::synthetic::{Canvas, Siamese, check_widths, convnet3};
+use crate::synthetic::{Canvas, Siamese, check_widths, convnet3, in_f64, weights};
 
 pub(crate) struct Gm;
 
@@ -139,7 +139,7 @@ pub(crate) fn matched(
     let wanted = network.backward(&ops::cross_entropy(&network.judge(&change.apply(images)?, &trainable)?, labels)?, &trainable)?;
     let (images, labels) = canvas.decoded(bucket..bucket + 1)?;
     let images = change.apply(&images)?;
-    let mut network = network.moved_to(Place { dtype: DType::F64, ..network.place().clone() })?;
+    let mut network = in_f64(network)?;
     let inputs = Var::from_tensor(&images.detach().to_dtype(DType::F64)?)?;
     let own = network.backward(&ops::cross_entropy(&network.judge(&inputs.as_detached_tensor(), &trainable)?, &labels)?, &trainable)?;
     let (distance, direction) = distance(&own, &wanted.map(|_, tensor| tensor.to_dtype(DType::F64))?)?;
@@ -147,11 +147,7 @@ pub(crate) fn matched(
     if norm == 0.0 {
         return Ok((canvas.pixels().zeros_like()?, distance));
     }
-    let before: Gradients = network
-        .parameters(&trainable)
-        .into_iter()
-        .map(|(name, value)| Ok((name.to_owned(), value.as_detached_tensor().copy()?)))
-        .collect::<candle_core::Result<_>>()?;
+    let before = weights(&network)?;
     let move_by = MOVE / norm;
     let mut sides = Vec::new();
     for sign in [1.0, -1.0] {
@@ -159,10 +155,8 @@ pub(crate) fn matched(
         let gradient = ops::cross_entropy(&network.judge(&inputs, &none)?, &labels)?.backward()?.remove(&inputs);
         sides.push(gradient.ok_or_else(|| candle_core::Error::msg("the loss does not depend on the images"))?);
     }
-    let slope = ((&sides[0] - &sides[1])? / (2.0 * move_by))?.to_dtype(images.dtype())?;
-    // Back through the change and the decoding, which are linear but for a constant.
-    let gradient = (images * slope)?.sum_all()?.backward()?.remove(canvas.pixels());
-    Ok((gradient.ok_or_else(|| candle_core::Error::msg("the images do not depend on the pixels"))?, distance))
+    let slope = ((&sides[0] - &sides[1])? / (2.0 * move_by))?;
+    Ok((canvas.of_pixels(&images, &slope)?, distance))
 }
 
 /// How far weights are moved for a difference of gradients, of the norm of all of them.

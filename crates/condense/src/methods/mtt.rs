@@ -11,12 +11,12 @@ use dcu_nn::network::backward_to;
 use dcu_nn::recipe::{OptimiserName, Recipe};
 use dcu_nn::rng::Streams;
 use dcu_nn::train::Fit;
-use dcu_nn::{Architecture, Gradients, Network, Place, Samples, Trainable, ops};
+use dcu_nn::{Architecture, Gradients, Network, Samples, Trainable, ops};
 use dcu_stage::{Context, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::synthetic::{Canvas, check_widths, convnet3};
+use crate::synthetic::{Canvas, check_widths, convnet3, in_f64, weights};
 
 pub(crate) struct Mtt;
 
@@ -137,11 +137,6 @@ fn way(architecture: &Architecture, samples: &Samples, parameters: &Parameters, 
     Ok(way)
 }
 
-pub(crate) fn weights(network: &Network) -> candle_core::Result<Gradients> {
-    let parameters = network.parameters(&Trainable::all(network.graph()));
-    parameters.into_iter().map(|(name, value)| Ok((name.to_owned(), value.as_detached_tensor().copy()?))).collect()
-}
-
 /// What the distance between where a student ends that starts at `from`, and `to`, says of the pixels, and the distance, as a share of that between `from` and `to`.
 pub(crate) fn matched(
     network: &Network,
@@ -151,7 +146,7 @@ pub(crate) fn matched(
     (steps, rate): (usize, f64),
 ) -> candle_core::Result<(Tensor, f64)> {
     let trainable = Trainable::all(network.graph());
-    let mut network = network.moved_to(Place { dtype: DType::F64, ..network.place().clone() })?;
+    let mut network = in_f64(network)?;
     let [from, to] = [from, to].map(|weights| weights.map(|_, tensor| tensor.to_dtype(DType::F64)));
     let (from, to) = (from?, to?);
     let (images, labels) = canvas.decoded(0..canvas.buckets())?;
@@ -183,8 +178,7 @@ pub(crate) fn matched(
         of_images = (of_images + ((more_images - less_images)? * factor)?)?;
         slope = slope.plus(factor, &more.plus(-1.0, &less)?)?;
     }
-    let gradient = (&images * of_images.to_dtype(images.dtype())?)?.sum_all()?.backward()?.remove(canvas.pixels());
-    Ok((gradient.ok_or_else(|| candle_core::Error::msg("the images do not depend on the pixels"))?, distance))
+    Ok((canvas.of_pixels(&images, &of_images)?, distance))
 }
 
 /// How far weights are moved for a difference of gradients, of the norm of all of them.

@@ -112,14 +112,7 @@ impl Unlearn for Accelerated {
         let (forget, retain, teacher, none) = (task.forget.clone(), task.retain.clone(), task.original()?, Trainable::none());
         let unseen = task.unseen("the losses of forget samples are drawn to those of unseen ones")?;
         let beside = (BESIDE * parameters.batch).min(forget.len());
-        let share = task
-            .length(
-                parameters.budget,
-                (parameters.epochs, parameters.share),
-                [0.0, 1.0 + beside as f64 / parameters.batch as f64],
-                [0, retain.len()],
-            )?
-            .1;
+        let share = task.share_beside(parameters.budget, (parameters.epochs, parameters.share), [parameters.batch, beside])?;
         let network = task.original()?;
         let trainable = Trainable::all(network.graph());
         let course = Course { rule: Rule::Adam { weight_decay: 0.0 }, ..Course::adam(&network, parameters.epochs, parameters.lr) };

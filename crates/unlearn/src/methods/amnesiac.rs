@@ -60,8 +60,7 @@ impl Unlearn for Amnesiac {
         let network = task.original()?;
         let course = Course::adam(&network, epochs, parameters.lr);
         task.teach(network, &course, |pupil, _| {
-            let drawn = pupil.drawn("draw", retain, share).into_iter().map(|row| forget + row);
-            let rows: Vec<usize> = (0..forget).chain(drawn).collect();
+            let rows = pupil.all_and_drawn(forget, retain, share);
             pupil.pass("amnesiac", &together, &rows, parameters.batch, |_, batch| batch.cross_entropy())
         })
     }

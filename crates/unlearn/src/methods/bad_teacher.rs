@@ -72,8 +72,7 @@ pub(crate) fn taught_by(bad: &Network, parameters: &Parameters, task: &mut Task)
     let network = task.original()?;
     let course = Course::adam(&network, epochs, parameters.lr);
     task.teach(network, &course, |pupil, _| {
-        let drawn = pupil.drawn("draw", retain, share).into_iter().map(|row| forget + row);
-        let rows: Vec<usize> = (0..forget).chain(drawn).collect();
+        let rows = pupil.all_and_drawn(forget, retain, share);
         pupil.pass("bad teacher", &together, &rows, parameters.batch, |_, batch| {
             let is_forgotten: Vec<u8> = batch.rows.iter().map(|&row| u8::from(row < forget)).collect();
             let is_forgotten = Tensor::from_vec(is_forgotten, (batch.rows.len(), 1), batch.logits.device())?;

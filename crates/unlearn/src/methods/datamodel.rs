@@ -75,8 +75,7 @@ impl Unlearn for Datamodel {
         let (epochs, share) = task.length(parameters.budget, (parameters.epochs, parameters.share), [1.0, 1.0], [forget, retain])?;
         let course = Course { fall: Fall::Linear, ..Course::adam(&network, epochs, parameters.lr) };
         task.teach(network, &course, |pupil, _| {
-            let drawn = pupil.drawn("draw", retain, share).into_iter().map(|row| forget + row);
-            let rows: Vec<usize> = (0..forget).chain(drawn).collect();
+            let rows = pupil.all_and_drawn(forget, retain, share);
             pupil.pass("datamodel", &together, &rows, parameters.batch, |_, batch| {
                 let wanted = targets.select(batch.rows);
                 Ok(ops::squared_error(batch.logits, &Tensor::from_vec(wanted.data, wanted.shape, batch.logits.device())?)?)

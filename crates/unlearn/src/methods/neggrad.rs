@@ -63,14 +63,7 @@ impl Unlearn for NegGrad {
     fn unlearn(parameters: &Parameters, task: &mut Task) -> anyhow::Result<Network> {
         let (forget, retain) = (task.forget.clone(), task.retain.clone());
         let of_batch = parameters.batch.min(forget.len());
-        let share = task
-            .length(
-                parameters.budget,
-                (parameters.epochs, parameters.share),
-                [0.0, 1.0 + of_batch as f64 / parameters.batch as f64],
-                [0, retain.len()],
-            )?
-            .1;
+        let share = task.share_beside(parameters.budget, (parameters.epochs, parameters.share), [parameters.batch, of_batch])?;
         let network = task.original()?;
         let trainable = Trainable::all(network.graph());
         let rule = Rule::Sgd { momentum: parameters.momentum, weight_decay: parameters.weight_decay };
