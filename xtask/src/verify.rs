@@ -76,7 +76,9 @@ pub(crate) fn verify(mut session: Session, given: Option<&Path>, key: &Key) -> a
         }
     }
     if wrong > 0 {
-        bail!("{wrong} of the numbers or files are not what the artifacts give");
+        let file = session.plan.pipeline.document.file.display();
+        let help = format!("help: after a run with other settings, `cargo xtask run {file}` with these lays their reports out again");
+        bail!("{wrong} of the numbers or files are not what the artifacts give\n  {help}");
     }
     match key {
         Key::None => {}
