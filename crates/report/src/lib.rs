@@ -1,5 +1,6 @@
 //! The reporting stages: tables and a page of what every method did, what it cost, and how far it is from retraining.
 
+mod audits;
 mod lineage;
 mod methods;
 mod page;

@@ -29,6 +29,9 @@ pub(crate) struct Instance {
     /// Values of matrices by key.
     #[serde(default)]
     pub(crate) coordinates: BTreeMap<String, Value>,
+    /// Those that the pipeline gives.
+    #[serde(default)]
+    pub(crate) parameters: Value,
     pub(crate) seconds: Seconds,
     /// What it computed; nothing, where a program from outside does not say it.
     #[serde(default)]
@@ -147,17 +150,25 @@ impl Lineage {
         self.named(evaluation.inputs.get("model")?.first()?)
     }
 
+    /// The instance that made the model that an audit is of: the first behind the predictions at its input `unlearned`.
+    pub(crate) fn audited<'a>(&'a self, audit: &Instance) -> Option<&'a Instance> {
+        self.judged(self.named(audit.inputs.get("unlearned")?.first()?)?)
+    }
+
     /// All instances behind this one, itself left out.
     fn ancestors<'a>(&'a self, instance: &'a Instance) -> Vec<&'a Instance> {
+        self.ancestors_by(instance, |_| true)
+    }
+
+    /// Those that are reached through inputs of such names of its own.
+    fn ancestors_by<'a>(&'a self, instance: &'a Instance, is_followed: impl Fn(&str) -> bool) -> Vec<&'a Instance> {
         let mut found: Vec<&Instance> = Vec::new();
-        let mut open = vec![instance];
-        while let Some(next) = open.pop() {
-            for parent in next.inputs.values().flatten().filter_map(|name| self.named(name)) {
-                if !found.iter().any(|known| known.instance == parent.instance) {
-                    found.push(parent);
-                    open.push(parent);
-                }
-            }
+        let own = instance.inputs.iter().filter(|(name, _)| is_followed(name)).flat_map(|(_, from)| from);
+        let mut open: Vec<&str> = own.map(String::as_str).collect();
+        while let Some(parent) = open.pop().map(|name| self.named(name)) {
+            let Some(parent) = parent.filter(|parent| !found.iter().any(|known| known.instance == parent.instance)) else { continue };
+            found.push(parent);
+            open.extend(parent.inputs.values().flatten().map(String::as_str));
         }
         found.sort_by_key(|instance| self.instances.iter().position(|other| other.instance == instance.instance));
         found
@@ -225,10 +236,10 @@ impl Lineage {
     }
 
     /// The stages behind a model that learned from the training set without knowing of the request: what they learned from the
-    /// forgotten data is still in it. None are behind a retraining, which takes the recipe of the model that it is given and not its weights, nor behind a last layer that is solved for
-    /// without the forget set on features that never saw it, as the metrics of the model say.
+    /// forgotten data is still in it. A retraining takes the recipe of the model that it is given and not its weights, so that only what its retain set was made with is behind it; nothing is behind
+    /// a last layer that is solved for without the forget set on features that never saw it, as the metrics of the model say.
     pub(crate) fn learned_before_the_request<'a>(&'a self, model: &'a Instance, metrics: &Metrics) -> Vec<&'a str> {
-        if model.uses == "unlearn/retrain" || model.solves() && trunk_is_unseen(metrics) {
+        if model.solves() && trunk_is_unseen(metrics) {
             return Vec::new();
         }
         // The sums that the forget set is taken out of are not what it leaves behind.
@@ -236,7 +247,8 @@ impl Lineage {
         let learned = |instance: &&Instance| {
             !instance.only_chooses_samples() && instance.uses != PATCHES && !is_taken_back(instance) && !self.knows_request(instance)
         };
-        let mut stages: Vec<&str> = self.ancestors(model).into_iter().filter(learned).map(|instance| instance.stage.as_str()).collect();
+        let behind = self.ancestors_by(model, |input| model.uses != RETRAIN || input == "retain");
+        let mut stages: Vec<&str> = behind.into_iter().filter(learned).map(|instance| instance.stage.as_str()).collect();
         stages.dedup();
         stages
     }
@@ -253,6 +265,8 @@ pub(crate) fn trunk_is_unseen(metrics: &Metrics) -> bool {
     metrics.facts.get("ridge").is_some_and(|ridge| ridge["trunk_saw_training_data"] == false)
 }
 
+/// Trains from scratch by the recipe of a model.
+const RETRAIN: &str = "unlearn/retrain";
 /// Solves for a last layer by sums that the forget set is taken out of.
 const EXACT: &str = "unlearn/exact";
 /// Makes these sums, and solves for a last layer; with a request, without the forget set.
@@ -264,6 +278,21 @@ impl Instance {
     /// Whether it solves for a last layer and leaves all others as they are.
     pub(crate) fn solves(&self) -> bool {
         [EXACT, STATISTICS].contains(&self.uses.as_str())
+    }
+
+    /// Whether it forgets by training, or solving, anew: no weights of a model that saw the forget set are where it starts.
+    pub(crate) fn starts_anew(&self) -> bool {
+        self.uses == RETRAIN || self.forgets() && !self.inputs.contains_key("model")
+    }
+
+    /// Why it is not what retraining means, where that is known.
+    pub(crate) fn is_not_plain_retraining(&self) -> Option<String> {
+        match self.uses.as_str() {
+            RETRAIN if self.inputs.contains_key("retain") => Some("it learns from a set that stands for the retained samples".to_owned()),
+            RETRAIN => None,
+            STATISTICS if self.inputs.contains_key("request") => None,
+            other => Some(format!("it is made by `{other}`")),
+        }
     }
 
     /// Whether it draws up a request, by whatever program.
@@ -324,6 +353,7 @@ mod tests {
             instance("folds", "train/ensemble", 90.0, json!({ "model": ["base"], "dataset": ["data"] })),
             instance("match", "unlearn/match", 3.0, json!({ "model": ["base"], "request": ["request"], "ensemble": ["folds"] })),
             instance("retrain", "unlearn/retrain", 40.0, json!({ "model": ["base"], "dataset": ["data"], "request": ["request"] })),
+            instance("retrain-reduced", "unlearn/retrain", 4.0, json!({ "model": ["base"], "dataset": ["data"], "request": ["request"], "retain": ["reduced"] })),
         ] })).unwrap()
     }
 
@@ -368,6 +398,11 @@ mod tests {
         let learned = |name| lineage.learned_before_the_request(lineage.named(name).unwrap(), &Metrics::default());
         assert_eq!(learned("modular"), ["base", "buckets", "offline", "condensed"]);
         assert!(learned("retrain").is_empty());
+        // Its weights are new, but the images that it learns from were made with what saw the forgotten samples.
+        assert_eq!(learned("retrain-reduced"), ["base", "buckets", "offline", "condensed"]);
+        let plain = |name| lineage.named(name).unwrap().is_not_plain_retraining();
+        assert!(plain("retrain").is_none() && plain("retrain-reduced").unwrap().contains("stands for"));
+        assert!(plain("modular").unwrap().contains("unlearn/modular"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use dcu_artifact::Metrics;
 use dcu_stage::{Context, Failure};
 use serde_json::Value;
 
+use crate::audits::{Audit, Audits};
 use crate::lineage::Lineage;
 use crate::rows::{APART, ATTACK, EARLIER, FORGOTTEN_CLASSES, Judged, NULL, REFERENCE, Row, SCORES, Score, rows};
 use crate::statistics::{Estimate, attack_noise};
@@ -16,11 +17,12 @@ pub(crate) struct Report<'a> {
     pub(crate) lineage: &'a Lineage,
     pub(crate) judged: &'a [Judged<'a>],
     pub(crate) rows: Vec<Row<'a>>,
+    pub(crate) audits: Audits<'a>,
 }
 
 impl<'a> Report<'a> {
-    pub(crate) fn new(lineage: &'a Lineage, judged: &'a [Judged<'a>]) -> Self {
-        Self { lineage, judged, rows: rows(judged) }
+    pub(crate) fn new(lineage: &'a Lineage, judged: &'a [Judged<'a>], audits: Vec<Audit<'a>>) -> Self {
+        Self { lineage, judged, rows: rows(judged), audits: Audits(audits) }
     }
 
     pub(crate) fn seeds(&self) -> BTreeSet<u64> {
@@ -48,6 +50,7 @@ impl<'a> Report<'a> {
                 if there { ", the row `null`, which shows how much of it is chance" } else { ", which shows how much of it is chance" };
         }
         notes.push(distance + ".");
+        notes.extend(self.yardstick());
         notes.push(self.attack());
         if self.rows.iter().any(|row| row.passes.is_some()) {
             notes.push(format!(
@@ -72,6 +75,15 @@ impl<'a> Report<'a> {
         let data = self.lineage.dataset_digests().into_iter().collect::<Vec<_>>().join(", ");
         let or_none = |text: String| if text.is_empty() { "none".to_owned() } else { text };
         format!("Pipeline `{}`, seeds {}, data {}.", self.lineage.pipeline, or_none(seeds), or_none(data))
+    }
+
+    /// That what everything is measured against is no plain training anew.
+    pub(crate) fn yardstick(&self) -> Option<String> {
+        let of = |label: &str| self.judged.iter().find(|judged| judged.method == label).map(|judged| judged.model);
+        let odd = [REFERENCE, NULL].into_iter().filter_map(|label| Some((label, of(label)?.is_not_plain_retraining()?)));
+        let odd: Vec<String> =
+            odd.map(|(label, why)| format!("The row `{label}` is no plain training anew on all that is retained: {why}.")).collect();
+        (!odd.is_empty()).then(|| odd.join(" "))
     }
 
     pub(crate) fn intervals(&self) -> String {
@@ -155,15 +167,13 @@ pub(crate) fn lineage(context: &Context) -> anyhow::Result<Lineage> {
     Lineage::parse(timings)
 }
 
-/// A value with its interval: `mean ± half` where it is symmetric, else the ends below the mean.
+/// A value with its interval: `mean ± half` over seeds, over samples the ends below the mean.
 pub(crate) fn shown(estimate: Estimate, unit: f64) -> String {
-    let Estimate { mean, interval } = estimate;
+    let Estimate { mean, interval, is_over_seeds } = estimate.times(unit);
     match interval {
-        None => format!("{:.1}", unit * mean),
-        Some((low, high)) if ((high - mean) - (mean - low)).abs() <= 1e-9 => {
-            format!("{:.1} ± {:.1}", unit * mean, unit * 0.5 * (high - low))
-        }
-        Some((low, high)) => format!("{:.1}\n[{:.1}, {:.1}]", unit * mean, unit * low, unit * high),
+        None => format!("{mean:.1}"),
+        Some((low, high)) if is_over_seeds => format!("{mean:.1} ± {:.1}", 0.5 * (high - low)),
+        Some((low, high)) => format!("{mean:.1}\n[{low:.1}, {high:.1}]"),
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use dcu_artifact::{Digest, Metrics};
 
 use crate::lineage::{BACKWARD, Costs, Counts, Instance, Lineage, Phases};
-use crate::statistics::{Estimate, attack_samples, over_seeds, share};
+use crate::statistics::{Estimate, attack_samples, over_seeds, share_over_seeds};
 
 /// A score in the table, and the count in the metrics' facts behind its binomial interval.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +57,9 @@ pub(crate) struct Row<'a> {
     /// In points, or why there is none.
     pub(crate) distance: Result<Estimate, String>,
     /// The distance of a second retraining under the same circumstances.
-    pub(crate) null: Option<f64>,
+    pub(crate) null: Option<Estimate>,
+    /// By how much its distance is more than that of a second retraining with the same seed; nothing where fewer than two seeds have both.
+    pub(crate) excess: Option<Estimate>,
     /// The scores of retraining under the same circumstances.
     pub(crate) reference: BTreeMap<&'static str, Estimate>,
     /// The retrainings under the same circumstances.
@@ -104,6 +106,17 @@ impl Row<'_> {
         self.method != REFERENCE && self.method != NULL && self.runs[0].model.forgets()
     }
 
+    /// In points: the score of each run less that of the retraining with its seed.
+    pub(crate) fn gaps(&self, score: Score) -> Vec<(u64, f64)> {
+        let gap = |run: &&Judged<'_>| {
+            let seed = run.model.seed?;
+            let reference = self.references.iter().find(|reference| reference.model.seed == Some(seed))?;
+            let value = |of: &Judged<'_>| of.metrics.scalars.get(score.name).copied();
+            Some((seed, 100.0 * (value(run)? - value(reference)?))).filter(|(_, gap)| gap.is_finite())
+        };
+        self.runs.iter().filter_map(gap).collect()
+    }
+
     /// The size of a set in the metrics' facts.
     pub(crate) fn count(&self, name: &str) -> Option<u64> {
         count(self.runs[0].metrics, name)
@@ -143,8 +156,8 @@ pub(crate) fn rows<'a>(judged: &'a [Judged<'a>]) -> Vec<Row<'a>> {
 fn row<'a>(judged: &'a [Judged<'a>], runs: Vec<&'a Judged<'a>>) -> Row<'a> {
     let (first, phases) = (runs[0], mean_phases(&runs));
     let references = alike(judged, REFERENCE, first);
-    let distance = distances(&runs, &references);
-    let nulls = alike(judged, NULL, first);
+    let distances_of = |runs: &[&Judged<'_>]| distances(runs, &references);
+    let (own, nulls) = (distances_of(&runs), distances_of(&alike(judged, NULL, first)));
     let retraining = mean(references.iter().map(|run| run.phases.each_request()));
     let costs = mean_costs(&runs);
     let backward = |costs: Costs| costs.each_request.map(|counts| counts[BACKWARD]);
@@ -154,11 +167,12 @@ fn row<'a>(judged: &'a [Judged<'a>], runs: Vec<&'a Judged<'a>>) -> Row<'a> {
         method: first.method,
         coordinates: varying(judged, first.method).into_iter().filter_map(|key| Some((key, value(first, key)?))).collect(),
         scores: estimates(&runs),
-        null: distances(&nulls, &references).ok().map(|estimate| estimate.mean),
+        null: nulls.as_ref().ok().and_then(|nulls| mean_of(nulls)),
+        excess: own.as_ref().ok().zip(nulls.as_ref().ok()).and_then(|(own, nulls)| excess(own, nulls)),
         reference: estimates(&references),
         references,
         break_even: break_even(phases, retraining),
-        distance,
+        distance: own.and_then(|own| mean_of(&own).ok_or_else(|| "there is nothing to measure".to_owned())),
         retraining,
         phases,
         costs,
@@ -232,17 +246,18 @@ fn estimates(runs: &[&Judged<'_>]) -> BTreeMap<&'static str, Estimate> {
 
 /// Over several seeds the t interval; over one the binomial interval.
 fn estimate(runs: &[&Judged<'_>], score: Score) -> Option<Estimate> {
-    let values: Vec<f64> = runs.iter().filter_map(|run| run.metrics.scalars.get(score.name).copied()).collect();
-    let estimate = over_seeds(&values)?;
-    let samples = count(runs[0].metrics, score.count).map(|samples| if score == ATTACK { attack_samples(samples) } else { samples as f64 });
-    match (estimate.interval, samples) {
-        (None, Some(samples)) if samples > 0.0 => Some(share(estimate.mean, samples)),
-        _ => Some(estimate),
-    }
+    let scored = runs.iter().filter_map(|run| Some((*run, *run.metrics.scalars.get(score.name)?)));
+    let (scored, values): (Vec<&Judged<'_>>, Vec<f64>) = scored.unzip();
+    let counts: Option<Vec<u64>> = scored.iter().map(|run| count(run.metrics, score.count)).collect();
+    let samples = counts.and_then(|counts| counts.into_iter().min());
+    share_over_seeds(&values, samples.map(|samples| if score == ATTACK { attack_samples(samples) } else { samples as f64 }))
 }
 
-/// The mean absolute difference of the scores to their means over `references`, in points, over the seeds.
-fn distances(runs: &[&Judged<'_>], references: &[&Judged<'_>]) -> Result<Estimate, String> {
+/// The distance of a run, with its seed.
+type OfSeed = (Option<u64>, f64);
+
+/// The mean absolute difference of the scores of each run to their means over `references`, in points.
+fn distances(runs: &[&Judged<'_>], references: &[&Judged<'_>]) -> Result<Vec<OfSeed>, String> {
     if references.is_empty() {
         return Err(format!("there is no row `{REFERENCE}` to measure it from"));
     }
@@ -253,15 +268,25 @@ fn distances(runs: &[&Judged<'_>], references: &[&Judged<'_>]) -> Result<Estimat
         let values = references.iter().map(|run| score(run, which)).collect::<Result<Vec<f64>, String>>()?;
         over_seeds(&values).map(|estimate| estimate.mean).ok_or_else(|| "there is nothing to measure".to_owned())
     });
-    let of_run = |run: &&Judged<'_>| -> Result<f64, String> {
+    let of_run = |run: &&Judged<'_>| -> Result<OfSeed, String> {
         let mut total = 0.0;
         for (which, mean) in SCORES.into_iter().zip(&means) {
             total += (score(run, which)? - mean.clone()?).abs();
         }
-        Ok(100.0 * total / SCORES.len() as f64)
+        Ok((run.model.seed, 100.0 * total / SCORES.len() as f64))
     };
-    let values = runs.iter().map(of_run).collect::<Result<Vec<f64>, String>>()?;
-    over_seeds(&values).ok_or_else(|| "there is nothing to measure".to_owned())
+    runs.iter().map(of_run).collect()
+}
+
+fn mean_of(distances: &[OfSeed]) -> Option<Estimate> {
+    over_seeds(&distances.iter().map(|(_, distance)| *distance).collect::<Vec<_>>())
+}
+
+/// Pair by pair, of two seeds or more.
+fn excess(own: &[OfSeed], nulls: &[OfSeed]) -> Option<Estimate> {
+    let of_seed = |seed: Option<u64>| nulls.iter().find(|(other, _)| seed.is_some() && *other == seed).map(|(_, distance)| *distance);
+    let pairs: Vec<f64> = own.iter().filter_map(|&(seed, distance)| Some(distance - of_seed(seed)?)).collect();
+    over_seeds(&pairs).filter(|estimate| estimate.interval.is_some())
 }
 
 /// `None` for a method that pays nothing once.
@@ -381,6 +406,35 @@ pub(crate) mod tests {
         for (found, expected) in distances.iter().zip([5.0, 10.0, 0.0, 0.0, 5.0, 18.75]) {
             assert!((found - expected).abs() < 1e-9, "{distances:?}");
         }
+    }
+
+    #[test]
+    fn a_run_without_a_score_takes_no_part_in_it() {
+        let cases = [Case("modular", 1, &[], RETRAINED), Case("modular", 2, &[], [0.9, 0.1, 0.9, 0.6]), Case("retrain", 1, &[], RETRAINED)];
+        let (lineage, metrics) = evaluated(&cases, |case, metrics| {
+            if case.0 == "modular" && case.1 == 1 {
+                metrics.scalars.remove("mia_accuracy");
+                metrics.facts["counts"]["attack_pairs"] = json!(3);
+            }
+        });
+        let judged = judged(&lineage, &metrics).unwrap();
+        assert_eq!(rows(&judged)[0].scores["mia_accuracy"], crate::statistics::share(0.6, attack_samples(60)));
+    }
+
+    #[test]
+    fn distances_are_compared_with_those_of_the_null_by_seed() {
+        let case = |label: &'static str, seed: u64, forget: f64| Case(label, seed, &[], [1.0, forget, 0.9, 0.5]);
+        let cases = [("modular", [0.2, 0.5, 0.8]), ("null", [0.1, 0.4, 0.7]), ("retrain", [0.0, 0.0, 0.0])];
+        let cases: Vec<Case> =
+            cases.into_iter().flat_map(|(label, values)| (1..).zip(values).map(move |(seed, forget)| case(label, seed, forget))).collect();
+        let (lineage, metrics) = evaluated(&cases, |_, _| {});
+        let judged = judged(&lineage, &metrics).unwrap();
+        let rows = rows(&judged);
+        let (excess, null) = (rows[0].excess.unwrap(), rows[0].null.unwrap());
+        // By pairs 2.5 points each, though both vary by 15.
+        assert!((excess.mean - 2.5).abs() < 1e-9 && (excess.ends().0 - 2.5).abs() < 1e-6, "{excess:?}");
+        assert!((null.mean - 10.0).abs() < 1e-9 && null.ends().1 - null.ends().0 > 10.0, "{null:?}");
+        assert!(rows[1].excess.unwrap().mean.abs() < 1e-9);
     }
 
     #[test]

@@ -12,6 +12,25 @@ const NORMAL_QUANTILE: f64 = 1.960;
 pub(crate) struct Estimate {
     pub(crate) mean: f64,
     pub(crate) interval: Option<(f64, f64)>,
+    /// Whether the interval is over seeds (symmetric), or over the samples of one.
+    pub(crate) is_over_seeds: bool,
+}
+
+impl Estimate {
+    /// Of a single value, of which nothing is known how it varies.
+    pub(crate) fn alone(mean: f64) -> Self {
+        Self { mean, interval: None, is_over_seeds: false }
+    }
+
+    /// In another unit.
+    pub(crate) fn times(self, unit: f64) -> Self {
+        Self { mean: unit * self.mean, interval: self.interval.map(|(low, high)| (unit * low, unit * high)), ..self }
+    }
+
+    /// Its interval, or itself where there is none.
+    pub(crate) fn ends(self) -> (f64, f64) {
+        self.interval.unwrap_or((self.mean, self.mean))
+    }
 }
 
 /// The mean over seeds with its t interval; without an interval for a single value.
@@ -20,11 +39,11 @@ pub(crate) fn over_seeds(values: &[f64]) -> Option<Estimate> {
     let mean = values.iter().sum::<f64>() / count;
     match values.len() {
         0 => None,
-        1 => Some(Estimate { mean, interval: None }),
+        1 => Some(Estimate::alone(mean)),
         several => {
             let deviation = (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0)).sqrt();
             let half = T_QUANTILES[(several - 2).min(T_QUANTILES.len() - 1)] * deviation / count.sqrt();
-            Some(Estimate { mean, interval: Some((mean - half, mean + half)) })
+            Some(Estimate { mean, interval: Some((mean - half, mean + half)), is_over_seeds: true })
         }
     }
 }
@@ -34,7 +53,17 @@ pub(crate) fn share(mean: f64, count: f64) -> Estimate {
     let z2 = NORMAL_QUANTILE * NORMAL_QUANTILE;
     let centre = (mean + z2 / (2.0 * count)) / (1.0 + z2 / count);
     let half = NORMAL_QUANTILE / (1.0 + z2 / count) * (mean * (1.0 - mean) / count + z2 / (4.0 * count * count)).sqrt();
-    Estimate { mean, interval: Some(((centre - half).max(0.0), (centre + half).min(1.0))) }
+    Estimate { mean, interval: Some(((centre - half).max(0.0), (centre + half).min(1.0))), is_over_seeds: false }
+}
+
+/// The mean of a share over seeds, each of so many samples. Where all seeds agree, that says less than it seems to: the interval is then that of the samples of one.
+pub(crate) fn share_over_seeds(values: &[f64], count: Option<f64>) -> Option<Estimate> {
+    let estimate = over_seeds(values)?;
+    let agree = values.iter().all(|value| *value == values[0]);
+    Some(match count {
+        Some(count) if agree && count > 0.0 => share(estimate.mean, count),
+        _ => estimate,
+    })
 }
 
 /// How many independent samples say as much as the attack's: its ten test sets of a tenth each are drawn anew, so that a sample is tested
@@ -74,6 +103,13 @@ mod tests {
     #[test]
     fn the_chance_of_an_attack_shrinks_with_the_root_of_its_pairs() {
         assert!((attack_noise(60) - 0.1233).abs() < 1e-3 && (attack_noise(6000) - 0.01233).abs() < 1e-4);
+    }
+
+    #[test]
+    fn seeds_that_agree_are_no_certainty() {
+        assert_eq!(share_over_seeds(&[0.0, 0.0], Some(20.0)), Some(share(0.0, 20.0)));
+        assert_eq!(share_over_seeds(&[0.3], Some(20.0)), Some(share(0.3, 20.0)));
+        assert_eq!(share_over_seeds(&[0.0, 0.1], Some(20.0)), over_seeds(&[0.0, 0.1]));
     }
 
     #[test]

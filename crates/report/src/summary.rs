@@ -9,7 +9,7 @@ use crate::page::shortened;
 use crate::report::Report;
 use crate::rows::{ATTACK, FORGET, Row};
 use crate::statistics::attack_noise;
-use crate::verdict::{Beside, beside, both, listed};
+use crate::verdict::{Beside, attack_difference, beside, listed};
 
 /// Names that are listed; of more only the number is said.
 const NAMES: usize = 6;
@@ -23,6 +23,7 @@ pub(crate) fn summary(report: &Report<'_>, requests: &[Request]) -> Vec<(&'stati
         ("Asked", asked(report, requests)),
         ("Done", Some(done(report, &contenders))),
         ("Found", found(&contenders)),
+        ("Found by single samples", single_samples(report)),
         ("Left", left(report, &contenders)),
         ("Strength of the evidence", strength(report, &contenders)),
         ("Not proven", Some(not_proven(report))),
@@ -102,12 +103,18 @@ fn chosen(report: &Report<'_>, request: &Request) -> String {
 }
 
 fn done(report: &Report<'_>, contenders: &[&Row<'_>]) -> String {
-    let what = match contenders {
+    let (anew, applied): (Vec<&Row<'_>>, Vec<&Row<'_>>) = contenders.iter().partition(|row| row.runs[0].model.starts_anew());
+    let what = match applied.as_slice() {
         [] => "no method of forgetting was applied".to_owned(),
         [only] => format!("the method {} was applied to a model that had been trained on all of the data", named(&[only])),
         several => {
             format!("{} methods ({}) were applied to models that had been trained on all of the data", several.len(), named(several))
         }
+    };
+    let anew = match anew.as_slice() {
+        [] => String::new(),
+        [only] => format!("; {} is trained anew in another way than retraining", named(&[only])),
+        several => format!("; {} are trained anew in other ways than retraining", named(several)),
     };
     let (retrained, again) = (report.rows.iter().any(|row| !row.references.is_empty()), report.rows.iter().any(|row| row.null.is_some()));
     let measure = match (retrained, again) {
@@ -121,12 +128,12 @@ fn done(report: &Report<'_>, contenders: &[&Row<'_>]) -> String {
         }
         _ => ". There was no retraining to measure it against",
     };
-    format!("{what}{measure}.")
+    format!("{what}{anew}{measure}.{}", report.yardstick().map_or_else(String::new, |warning| format!(" {warning}")))
 }
 
 fn found(contenders: &[&Row<'_>]) -> Option<String> {
     let mut sentences: Vec<String> = nearness(contenders).into_iter().collect();
-    let compared = contenders.iter().filter_map(|row| both(row, FORGET).map(|(own, reference)| (*row, beside(own, reference))));
+    let compared = contenders.iter().filter_map(|row| Some((*row, beside(row, FORGET)?)));
     let compared: Vec<(&Row<'_>, Beside)> = compared.collect();
     for (kind, one, several, what) in [
         (Beside::Above, "still gives", "still give", "the forgotten samples their label more often than retraining"),
@@ -144,9 +151,11 @@ fn found(contenders: &[&Row<'_>]) -> Option<String> {
             sentences.push(format!("{} {} {what}", named(&rows), if rows.len() == 1 { one } else { several }));
         }
     }
-    let attacked: Vec<&Row<'_>> = contenders.iter().copied().filter(|row| finds_more(row)).collect();
-    if contenders.iter().any(|row| both(row, ATTACK).is_some()) {
-        sentences.push(match attacked.as_slice() {
+    let attacked: Vec<(&Row<'_>, f64, f64)> =
+        contenders.iter().filter_map(|row| attack_difference(row).map(|(difference, noise)| (*row, difference, noise))).collect();
+    if !attacked.is_empty() {
+        let found: Vec<&Row<'_>> = attacked.iter().filter(|(_, difference, noise)| difference > noise).map(|(row, ..)| *row).collect();
+        sentences.push(match found.as_slice() {
             [] => {
                 "an attack on the losses finds the forgotten samples of no method more often than those of retraining, as far as so many \
                 samples can tell"
@@ -158,35 +167,45 @@ fn found(contenders: &[&Row<'_>]) -> Option<String> {
     (!sentences.is_empty()).then(|| sentences.join("; ") + ".")
 }
 
-/// Which methods are as near to retraining as a second retraining, or which is the nearest.
+/// Which methods are told from retraining by what many models say of single samples.
+fn single_samples(report: &Report<'_>) -> Option<String> {
+    let told = report.audits.told();
+    let names = |is_told: bool| {
+        told.iter().filter(|(.., told)| *told == is_told).map(|(audit, ..)| shortened(audit.method, NAME)).collect::<Vec<_>>()
+    };
+    let list = |names: &[String]| listed(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let (found, others) = (names(true), names(false));
+    let sentences = [
+        (!found.is_empty()).then(|| {
+            format!("over many models, what is said of single samples tells {} from retraining, beyond what chance explains", list(&found))
+        }),
+        (!others.is_empty()).then(|| format!("{} cannot be told from retraining in this way, with so many models", list(&others))),
+    ];
+    let sentences: Vec<String> = sentences.into_iter().flatten().collect();
+    (!sentences.is_empty()).then(|| sentences.join("; ") + ".")
+}
+
+/// Which method is the nearest to retraining, and which are no further than a second retraining, as far as seeds can tell.
 fn nearness(contenders: &[&Row<'_>]) -> Option<String> {
     let distance = |row: &Row<'_>| row.distance.as_ref().ok().map(|distance| distance.mean).filter(|distance| distance.is_finite());
     let mut near: Vec<(&Row<'_>, f64)> = contenders.iter().filter_map(|row| Some((*row, distance(row)?))).collect();
     near.sort_by(|one, other| one.1.total_cmp(&other.1));
     let (nearest, away) = near.first()?;
-    let within: Vec<&Row<'_>> = near.iter().filter(|(row, away)| row.null.is_some_and(|null| away <= &null)).map(|(row, _)| *row).collect();
-    Some(match nearest.null {
-        None if contenders.len() == 1 => {
-            format!("{} is {away:.1} points away from retraining in the mean of four scores", named(&[nearest]))
-        }
-        None => format!("the nearest to retraining is {}, {away:.1} points away in the mean of four scores", named(&[nearest])),
-        Some(null) if within.is_empty() => format!(
-            "no method comes as near to retraining as a second retraining does, which is {null:.1} points away from the first in the mean \
-                of four scores; the nearest is {}, at {away:.1} points",
-            named(&[nearest])
-        ),
-        Some(null) => format!(
-            "as near to retraining as a second retraining, which is {null:.1} points away from the first in the mean of four scores, {} {}",
-            if within.len() == 1 { "is" } else { "are" },
-            named(&within)
-        ),
+    let first = match contenders {
+        [only] => format!("{} is {away:.1} points away from retraining in the mean of four scores", named(&[only])),
+        _ => format!("the nearest to retraining is {}, {away:.1} points away in the mean of four scores", named(&[nearest])),
+    };
+    let Some(null) = nearest.null else { return Some(first) };
+    let second = format!("{first}, a second retraining {:.1}", null.mean);
+    let compared: Vec<(&Row<'_>, f64)> = near.iter().filter_map(|(row, _)| Some((*row, row.excess?.ends().0))).collect();
+    if compared.is_empty() {
+        return Some(format!("{second}; each is a single draw, so that the two cannot be ranked"));
+    }
+    let within: Vec<&Row<'_>> = compared.iter().filter(|(_, low)| *low <= 0.0).map(|(row, _)| *row).collect();
+    Some(match within.as_slice() {
+        [] => format!("{second}; every method is further away than that, beyond what chance explains"),
+        rows => format!("{second}; by distance {} cannot be told from a second retraining", named(rows)),
     })
-}
-
-/// Whether the attack finds more of a method than of retraining, beyond what may be chance.
-fn finds_more(row: &Row<'_>) -> bool {
-    let Some((own, reference)) = both(row, ATTACK) else { return false };
-    row.count(ATTACK.count).is_some_and(|pairs| own.mean - reference.mean > std::f64::consts::SQRT_2 * attack_noise(pairs))
 }
 
 fn left(report: &Report<'_>, contenders: &[&Row<'_>]) -> Option<String> {
@@ -228,11 +247,11 @@ fn strength(report: &Report<'_>, contenders: &[&Row<'_>]) -> Option<String> {
         _ => String::new(),
     };
     let pairs = contenders.iter().filter(|row| row.scores.contains_key(ATTACK.name)).filter_map(|row| row.count(ATTACK.count)).min();
-    let noise = pairs.map(|pairs| {
+    let noise = pairs.filter(|_| seeds < 2).map(|pairs| {
         let points = 100.0 * std::f64::consts::SQRT_2 * attack_noise(pairs);
         format!(". A difference of up to {points:.0} points between two attacks may be chance with {} pairs", counted(pairs))
     });
-    let noise = noise.unwrap_or_else(|| ". There is no attack to tell by".to_owned());
+    let noise = noise.unwrap_or_else(|| if pairs.is_some() { String::new() } else { ". There is no attack to tell by".to_owned() });
     (!contenders.is_empty()).then(|| format!("{runs}{samples}{noise}."))
 }
 
@@ -265,7 +284,7 @@ mod tests {
     fn text(cases: &[Case], requests: &[Request]) -> String {
         let (lineage, metrics) = evaluated(cases, |_, _| {});
         let judged = judged(&lineage, &metrics).unwrap();
-        let parts = summary(&Report::new(&lineage, &judged), requests);
+        let parts = summary(&Report::new(&lineage, &judged, Vec::new()), requests);
         parts.into_iter().map(|(title, text)| format!("{title}: {text}\n")).collect()
     }
 
@@ -282,7 +301,7 @@ mod tests {
         for expected in [
             "Asked: that an image classifier forget 60 of the 3,000 samples it was trained on (2.0 %): those whose labels had been altered.",
             "Done: 2 methods (modular and finetune) were applied",
-            "Found: as near to retraining as a second retraining, which is 0.5 points away from the first in the mean of four scores, is finetune; ",
+            "Found: the nearest to retraining is finetune, 0.1 points away in the mean of four scores, a second retraining 0.5; each is a single draw, so that the two cannot be ranked; ",
             "; modular still gives the forgotten samples their label more often than retraining; ",
             "; an attack on the losses finds the forgotten samples of modular more often than those of retraining.",
             "Left: modular still rests on what the stages base and offline learned",

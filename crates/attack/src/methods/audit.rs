@@ -215,21 +215,11 @@ struct Crowd {
     streams: Streams,
 }
 
-/// Forget or retain samples: which they are, and what a model says of them.
-#[derive(Clone, Copy)]
-struct Side {
-    compared: fn(&Sets) -> &Compared,
-    answers: fn(&Model) -> &Answers,
-}
-
-const FORGET: Side = Side { compared: |sets| &sets.forget, answers: |model| &model.forget };
-const RETAIN: Side = Side { compared: |sets| &sets.retain, answers: |model| &model.retain };
-
 impl Crowd {
     /// Margins of samples over unlearned, retrained and original models, in this order.
-    fn margins(&self, side: Side) -> Vec<Vec<f64>> {
+    fn margins(&self, of: fn(&Model) -> &Answers) -> Vec<Vec<f64>> {
         let models = self.unlearned.iter().chain(&self.retrained).chain(&self.originals);
-        models.map(|model| (side.answers)(model).seen.iter().map(|said| said.margin).collect()).collect()
+        models.map(|model| of(model).seen.iter().map(|said| said.margin).collect()).collect()
     }
 
     fn tested(&self, statistic: impl Fn(&[usize], &[usize]) -> f64 + Sync) -> Tested {
@@ -285,7 +275,7 @@ impl Audited<'_> {
     /// Whether the distribution over models of what is said of a sample is the same.
     fn single_samples(&mut self) {
         let (crowd, sets) = (self.crowd, self.sets);
-        let (forget, retain) = (crowd.margins(FORGET), crowd.margins(RETAIN));
+        let (forget, retain) = (crowd.margins(|model| &model.forget), crowd.margins(|model| &model.retain));
         let margins: Vec<&[f64]> = forget.iter().map(Vec::as_slice).collect();
         let groups = [crowd.unlearned.len(), crowd.retrained.len(), crowd.originals.len()];
         let unlearned: Vec<usize> = (0..groups[0]).collect();
@@ -410,24 +400,19 @@ impl Audited<'_> {
                 "{} pairs of a forget sample and an unseen one of its class are too few; {FEWEST_PAIRS} are needed",
                 sets.forget.others.len()
             );
-            ["rmia_auc", "rmia_retain_auc", "lira_auc", "loss_auc", "entropy_auc", "confidence_auc"]
-                .iter()
-                .for_each(|name| self.absent(name, &reason));
+            ["rmia_auc", "lira_auc", "loss_auc", "entropy_auc", "confidence_auc"].iter().for_each(|name| self.absent(name, &reason));
             return;
         }
         if sets.population.len() < FEWEST_OTHERS {
             let reason = format!("{} test samples are left as a population; {FEWEST_OTHERS} are needed", sets.population.len());
-            ["rmia_auc", "rmia_retain_auc"].iter().for_each(|name| self.absent(name, &reason));
+            self.absent("rmia_auc", &reason);
         } else {
             self.attack("rmia", &format!("forget samples, {rmia}"), |model, which, crowd| {
-                relative_attack(model, which, crowd, sets, FORGET)
+                let population = crowd.strangers(which, |model| &model.population).ratios(&model.population);
+                let seen = crowd.strangers(which, |model| &model.forget.seen).ratios(&model.forget.seen);
+                let unseen = crowd.strangers(which, |model| &model.forget.unseen).ratios(&model.forget.unseen);
+                (relative(&picked(&seen, &sets.forget.members), &population), relative(&unseen, &population))
             });
-            if sets.retain.others.len() < FEWEST_PAIRS {
-                self.absent("rmia_retain_auc", "there are too few retain samples with an unseen one of their class");
-            } else {
-                let words = format!("retain samples, {rmia}");
-                self.attack("rmia_retain", &words, |model, which, crowd| relative_attack(model, which, crowd, sets, RETAIN));
-            }
         }
         self.attack("lira", &format!("forget samples, {lira}"), |model, which, crowd| {
             let (seen, unseen) = (crowd.strangers(which, |model| &model.forget.seen), crowd.strangers(which, |model| &model.forget.unseen));
@@ -436,6 +421,14 @@ impl Audited<'_> {
         for (name, words, score) in of_older {
             self.attack(name, &format!("forget samples, {words} alone"), |model, _, _| {
                 (picked(&alone(&model.forget.seen, score), &sets.forget.members), alone(&model.forget.unseen, score))
+            });
+        }
+        if sets.retain.others.len() < FEWEST_PAIRS {
+            self.absent("loss_retain_auc", "there are too few retain samples with an unseen one of their class");
+        } else {
+            let (_, words, score) = of_older[0];
+            self.attack("loss_retain", &format!("retain samples, {words} alone, which is right where they are members"), |model, _, _| {
+                (picked(&alone(&model.retain.seen, score), &sets.retain.members), alone(&model.retain.unseen, score))
             });
         }
         let pairs = sets.forget.others.len();
@@ -550,14 +543,6 @@ fn classes_of(model: &Model) -> Vec<u32> {
 
 fn picked(scores: &[f64], places: &[usize]) -> Scores {
     places.iter().map(|&place| scores[place]).collect()
-}
-
-/// RMIA on one model, or on the retrained one in this place.
-fn relative_attack(model: &Model, which: Option<usize>, crowd: &Crowd, sets: &Sets, side: Side) -> Attacked {
-    let ratios = |answers: fn(&Model, Side) -> &[Said]| crowd.strangers(which, |model| answers(model, side)).ratios(answers(model, side));
-    let population = ratios(|model, _| &model.population);
-    let seen = picked(&ratios(|model, side| &(side.answers)(model).seen), &(side.compared)(sets).members);
-    (relative(&seen, &population), relative(&ratios(|model, side| &(side.answers)(model).unseen), &population))
 }
 
 #[cfg(test)]
@@ -683,7 +668,7 @@ mod tests {
             assert!(value(attack) > 0.6 && value(&format!("{attack}_p")) < 0.001, "{attack}: {}", value(attack));
         }
         // Retain samples are as they were.
-        assert!(value("likelihood_ratio_retain_attack_p") > 0.05 && value("rmia_retain_auc_p") > 0.05);
+        assert!(value("likelihood_ratio_retain_attack_p") > 0.05 && value("loss_retain_auc_p") > 0.05);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use dcu_stage::{Context, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::audits::audits;
 use crate::page::page;
 use crate::report::{Report, lineage};
 use crate::rows::judged;
@@ -17,7 +18,7 @@ pub(crate) struct Html;
 pub(crate) struct Parameters {}
 
 /// The page names it.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 impl Method for Html {
     const NAME: &'static str = "html";
@@ -26,6 +27,8 @@ impl Method for Html {
     const USES_SEED: bool = false;
     const INPUTS: &'static [Input] = &[
         Input::many::<Metrics>("metrics"),
+        // What `attack/audit` found.
+        Input { optional: true, ..Input::many::<Metrics>("audits") },
         // In words; without it only its size is known.
         Input { optional: true, ..Input::many::<Request>("request") },
         // For the grid of condensed images, of which none stands for a forgotten sample.
@@ -43,11 +46,12 @@ impl Method for Html {
 
     fn run(_: &Parameters, context: &mut Context) -> anyhow::Result<()> {
         let metrics = context.read_many::<Metrics>("metrics")?;
+        let audited = context.read_many::<Metrics>("audits")?;
         let requests: Vec<Request> = context.read_many("request")?.into_iter().map(|(request, _)| request).collect();
         let sets: Vec<Retain> = context.read_many("retain")?.into_iter().map(|(set, _)| set).collect();
         let lineage = lineage(context)?;
         let judged = judged(&lineage, &metrics)?;
-        let page = page(&Report::new(&lineage, &judged), &requests, &sets)?;
+        let page = page(&Report::new(&lineage, &judged, audits(&lineage, &audited)?), &requests, &sets)?;
         context.write_file("page", "file/html", page.as_bytes())
     }
 }

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::audits::{Audit, Tell, audits};
 use crate::lineage::{COUNTS, Costs, Counts, Phases};
 use crate::report::{Report, lineage, seconds, shown};
 use crate::rows::{APART, BreakEven, PHASES, Row, SCORES, Score, judged};
@@ -17,6 +18,9 @@ use crate::verdict::verdict;
 
 pub(crate) struct Table;
 
+/// Of the JSON (docs/contracts.md).
+const SCHEMA: &str = "report/1";
+
 /// There is nothing to choose.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -24,11 +28,15 @@ pub(crate) struct Parameters {}
 
 impl Method for Table {
     const NAME: &'static str = "table";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const SUMMARY: &'static str =
         "A table of all methods: scores with intervals, distance to retraining, passes, seconds, break-even, and a verdict in words";
     const USES_SEED: bool = false;
-    const INPUTS: &'static [Input] = &[Input::many::<Metrics>("metrics")];
+    const INPUTS: &'static [Input] = &[
+        Input::many::<Metrics>("metrics"),
+        // What `attack/audit` found.
+        Input { optional: true, ..Input::many::<Metrics>("audits") },
+    ];
     const OUTPUTS: &'static [Output] = &[
         Output::file("table", "file/txt"),
         Output::file("markdown", "file/md"),
@@ -46,9 +54,10 @@ impl Method for Table {
 
     fn run(_: &Parameters, context: &mut Context) -> anyhow::Result<()> {
         let metrics = context.read_many::<Metrics>("metrics")?;
+        let audited = context.read_many::<Metrics>("audits")?;
         let lineage = lineage(context)?;
         let judged = judged(&lineage, &metrics)?;
-        let report = Report::new(&lineage, &judged);
+        let report = Report::new(&lineage, &judged, audits(&lineage, &audited)?);
         context.write_file("table", "file/txt", report.text().as_bytes())?;
         context.write_file("markdown", "file/md", report.markdown().as_bytes())?;
         context.write_file("csv", "file/csv", report.csv().as_bytes())?;
@@ -70,7 +79,7 @@ impl Report<'_> {
     fn cost_columns(&self) -> Vec<Column> {
         vec![
             self.column("distance", |row| row.distance.as_ref().map_or("-".into(), |estimate| shown(*estimate, 1.0))),
-            self.column("null", |row| row.null.map_or("-".into(), |null| format!("{null:.1}"))),
+            self.column("null", |row| row.null.map_or("-".into(), |null| shown(null, 1.0))),
             self.column("passes", |row| row.shown_passes().unwrap_or_else(|| "-".into())),
             self.column("once s", |row| seconds(row.phases.once())),
             self.column("each s", |row| seconds(row.phases.each_request())),
@@ -86,6 +95,26 @@ impl Report<'_> {
         self.column("method", |row| row.name())
     }
 
+    /// What single samples tell over many models, each score with its interval and, in parentheses, its floor.
+    fn audit_columns(&self) -> Vec<Column> {
+        let of = |tell: Tell| {
+            let cell = |audit: &Audit<'_>| {
+                audit.found(tell).map_or("-".into(), |found| {
+                    let decimals = if tell.is_share { 1 } else { 2 };
+                    let (low, high) = found.estimate.times(tell.unit()).ends();
+                    let (value, floor) = (tell.unit() * found.estimate.mean, tell.unit() * found.floor);
+                    format!("{value:.decimals$}\n[{low:.decimals$}, {high:.decimals$}]\n({floor:.decimals$})")
+                })
+            };
+            std::iter::once(tell.heading.to_owned()).chain(self.audits.0.iter().map(cell)).collect()
+        };
+        self.audits.tells().into_iter().map(of).collect()
+    }
+
+    fn audited(&self) -> Column {
+        std::iter::once("method".to_owned()).chain(self.audits.0.iter().map(|audit| audit.method.to_owned())).collect()
+    }
+
     fn text(&self) -> String {
         let paragraphs = |texts: Vec<String>| texts.iter().map(|text| wrapped(text) + "\n").collect::<String>();
         let verdicts = self.verdicts();
@@ -95,7 +124,14 @@ impl Report<'_> {
             .flat_map(|columns| TextTable::fitting(self.methods(), columns))
             .map(|table| table.to_text())
             .collect();
-        format!("{}\n{}{gap}{}", tables.join("\n"), paragraphs(verdicts), paragraphs(self.notes()))
+        let evidence = if self.audits.0.is_empty() {
+            String::new()
+        } else {
+            let tables = TextTable::fitting(self.audited(), self.audit_columns());
+            let tables: Vec<String> = tables.iter().map(TextTable::to_text).collect();
+            format!("\n{}\n{}\n{}", tables.join("\n"), paragraphs(self.audits.words()), paragraphs(self.audits.notes()))
+        };
+        format!("{}\n{}{gap}{}{evidence}", tables.join("\n"), paragraphs(verdicts), paragraphs(self.notes()))
     }
 
     fn markdown(&self) -> String {
@@ -105,7 +141,14 @@ impl Report<'_> {
         };
         let columns = [vec![self.methods()], self.score_columns(), self.cost_columns()].concat();
         let table = TextTable::of_columns(columns).to_markdown();
-        format!("# {}\n\n{table}{}{}", self.lineage.pipeline, list("Verdict", self.verdicts()), list("Notes", self.notes()))
+        let evidence = if self.audits.0.is_empty() {
+            String::new()
+        } else {
+            let table = TextTable::of_columns([vec![self.audited()], self.audit_columns()].concat()).to_markdown();
+            let texts = [self.audits.words(), self.audits.notes()].concat();
+            format!("\n## Single samples\n\n{table}\n{}", texts.iter().map(|text| format!("- {text}\n")).collect::<String>())
+        };
+        format!("# {}\n\n{table}{}{evidence}{}", self.lineage.pipeline, list("Verdict", self.verdicts()), list("Notes", self.notes()))
     }
 
     /// One line a row, numbers only; a missing one is empty.
@@ -133,7 +176,7 @@ impl Report<'_> {
                 vec![self.lineage.pipeline.clone(), data.clone(), row.method.to_owned(), coordinates.join(" "), seeds.join(" ")];
             cells.extend(scores.iter().flat_map(|score| three(row.scores.get(score.name))));
             cells.extend(three(row.distance.as_ref().ok()));
-            cells.push(number(row.null));
+            cells.push(number(row.null.map(|null| null.mean)));
             cells.extend(PHASES.map(|(_, pick)| number(Some(pick(row.phases)))));
             cells.extend([row.phases.once(), row.phases.each_request()].map(|seconds| number(Some(seconds))));
             cells.push(number(row.break_even.map(|requests| match requests {
@@ -165,7 +208,8 @@ impl Report<'_> {
                 "scores": row.scores.iter().map(|(score, estimate)| (*score, number(estimate))).collect::<BTreeMap<_, _>>(),
                 "distance_to_retraining": row.distance.as_ref().ok().map(number),
                 "no_distance_because": row.distance.as_ref().err(),
-                "null_distance": row.null,
+                "null_distance": row.null.as_ref().map(number),
+                "distance_beyond_null": row.excess.as_ref().map(number),
                 "seconds": seconds_of(row.phases),
                 "cost": cost_of(row.costs),
                 "passes_of_retraining": row.passes,
@@ -180,7 +224,20 @@ impl Report<'_> {
             })
         });
         let definitions: BTreeMap<_, _> = self.judged.iter().flat_map(|judged| &judged.metrics.definitions).collect();
+        let audits = self.audits.0.iter().map(|audit| {
+            json!({ "method": audit.method, "counts": audit.metrics.facts.get("counts"), "scores": audit.metrics.scalars, "absent": audit.metrics.absent })
+        });
+        let audits: Vec<Value> = audits.collect();
+        let definitions_of_audits = self.audits.0.iter().flat_map(|audit| &audit.metrics.definitions);
+        let definitions: BTreeMap<_, _> = definitions.into_iter().chain(definitions_of_audits).collect();
+        // What the numbers are about: whoever has only this file must be able to tell it from that of other settings.
+        let origin = self.lineage.instances.iter().map(|instance| {
+            let outputs: BTreeMap<_, _> = instance.outputs.iter().map(|(name, output)| (name, &output.digest)).collect();
+            json!({ "instance": instance.instance, "uses": instance.uses, "version": instance.version, "seed": instance.seed,
+                    "parameters": instance.parameters, "inputs": instance.inputs, "outputs": outputs })
+        });
         json!({
+            "schema": SCHEMA, "origin": origin.collect::<Vec<_>>(), "audits": audits, "audit_words": self.audits.words(),
             "pipeline": self.lineage.pipeline, "seeds": self.seeds(), "data": self.lineage.dataset_digests(),
             "methods": rows.collect::<Vec<_>>(), "definitions": definitions, "notes": self.notes(),
         })
@@ -222,7 +279,7 @@ mod tests {
     fn report(cases: &[Case], more: impl Fn(&Case, &mut Metrics)) -> Shown {
         let (lineage, metrics) = evaluated(cases, more);
         let judged = judged(&lineage, &metrics).unwrap();
-        let report = Report::new(&lineage, &judged);
+        let report = Report::new(&lineage, &judged, Vec::new());
         Shown { text: report.text(), markdown: report.markdown(), csv: report.csv(), json: report.json() }
     }
 
@@ -273,7 +330,7 @@ mod tests {
         assert_eq!((&json["pipeline"], &json["data"][0], &json["seeds"][0]), (&json!("test"), &json!("dddddddddddd"), &json!(1)));
         let modular = &json["methods"][1];
         assert!(modular["scores"]["forget_accuracy"]["low"].as_f64().unwrap() < 0.2);
-        assert!((modular["null_distance"].as_f64().unwrap() - 1.0).abs() < 1e-9);
+        assert!((modular["null_distance"]["mean"].as_f64().unwrap() - 1.0).abs() < 1e-9);
         assert_eq!((&modular["passes_of_retraining"], &modular["cost"]["changed"]), (&json!(0.1), &json!(0.5)));
         let once = json!({ "forward": 120.0, "backward": 40.0, "steps": 4.0, "operations": 4000.0 });
         assert_eq!((&modular["cost"]["once"], &modular["runs"][0]["cost"]["once"]), (&once, &once));

@@ -63,7 +63,13 @@ const OWN: [(&str, &str, &str); 15] = [
 /// Of every number on the page, with its unit.
 pub(crate) fn section(report: &Report<'_>) -> Section {
     let mut found: BTreeMap<&str, (&str, &str)> = BTreeMap::new();
-    for (name, definition) in report.judged.iter().flat_map(|judged| &judged.metrics.definitions) {
+    for (name, definition) in report
+        .judged
+        .iter()
+        .map(|judged| judged.metrics)
+        .chain(report.audits.0.iter().map(|audit| audit.metrics))
+        .flat_map(|metrics| &metrics.definitions)
+    {
         found.entry(name).or_insert((&definition.unit, &definition.definition));
     }
     for score in report.scores() {

@@ -9,7 +9,7 @@ use super::axis::Scale;
 use super::plot::{Frame, Name, plot};
 use super::table::{Cell, Column, number, table};
 use crate::report::Report;
-use crate::rows::{REFERENCE, Row};
+use crate::rows::{Judged, REFERENCE, Row};
 
 /// Bins of a histogram.
 const BINS: usize = 30;
@@ -98,16 +98,40 @@ impl Roc {
         Some(Self { points, area, others: others.len() })
     }
 
-    /// Of the attack of all runs of a row on their pairs of a forget sample and an unseen one.
+    /// Of the attack on each run of a row on its pairs of a forget sample and an unseen one: at each false positive rate the mean of the true ones. Losses of different models are
+    /// not under one threshold.
     fn of_row(row: &Row<'_>) -> Option<Self> {
-        let (mut members, mut others) = (Vec::new(), Vec::new());
-        for run in &row.runs {
+        let of_run = |run: &&Judged<'_>| {
             let (arrays, ids) = (&run.metrics.arrays, &run.metrics.ids);
             let by_id: BTreeMap<&u64, f64> = ids.get("forget_ids")?.iter().zip(arrays.get("forget_losses")?.data.iter().copied()).collect();
-            members.extend(ids.get("member_ids")?.iter().filter_map(|id| by_id.get(id)));
-            others.extend(&arrays.get("nonmember_losses")?.data);
+            let members: Vec<f64> = ids.get("member_ids")?.iter().filter_map(|id| by_id.get(id).copied()).collect();
+            Self::of(&members, &arrays.get("nonmember_losses")?.data)
+        };
+        Self::mean(row.runs.iter().map(of_run).collect::<Option<Vec<_>>>()?)
+    }
+
+    fn mean(curves: Vec<Self>) -> Option<Self> {
+        if curves.len() < 2 {
+            return curves.into_iter().next();
         }
-        Self::of(&members, &others)
+        let mut rates: Vec<f64> = curves.iter().flat_map(|curve| curve.points.iter().map(|(wrong, _)| *wrong)).collect();
+        rates.sort_by(f64::total_cmp);
+        rates.dedup();
+        let count = curves.len() as f64;
+        let mut places = vec![0; curves.len()];
+        let mut points = vec![(0.0, 0.0)];
+        for rate in rates {
+            let mut found = 0.0;
+            for (curve, place) in curves.iter().zip(&mut places) {
+                while curve.points.get(*place + 1).is_some_and(|(wrong, _)| *wrong <= rate) {
+                    *place += 1;
+                }
+                found += curve.points[*place].1 / count;
+            }
+            points.push((rate, found));
+        }
+        let area = curves.iter().map(|curve| curve.area).sum::<f64>() / count;
+        Some(Self { points, area, others: curves.iter().map(|curve| curve.others).min()? })
     }
 
     /// The largest true positive rate at this false positive rate or a lower one; nothing where there are too few samples for such a rate.
@@ -231,7 +255,7 @@ pub(crate) fn curves(report: &Report<'_>) -> Option<Section> {
             "An attacker who says \u{201c}the model was trained on this sample\u{201d} wherever its loss is low enough finds so many of the forgotten samples (true positives) at the price of "
             "so many unseen ones (false positives), for every threshold. Both axes are logarithmic, since an attack that is sure of a few samples is one already. "
             span.key.forget { "the method" } @if reference.is_some() { ", " span.key.retrained { "retraining" } } ", " span.key.chance { "chance" }
-            ". With " (others) " unseen samples no rate below " (number(100.0 / others as f64)) " % can be told from none. Where there are several seeds, their samples are pooled."
+            ". With " (others) " unseen samples no rate below " (number(100.0 / others as f64)) " % can be told from none. Where there are several seeds, each has a curve of its own, and this is their mean."
         }
         (table("roc", "The attack by loss, in numbers", "method", &columns, rows.collect()))
         div.plots { @for figure in figures { (figure) } }
@@ -273,5 +297,8 @@ mod tests {
         assert_eq!(roc.found_at(0.25).map(|found| (3.0 * found).round()), Some(2.0));
         assert_eq!((roc.found_at(0.5).map(|found| (3.0 * found).round()), roc.found_at(0.1)), (Some(2.0), None));
         assert!(Roc::of(&[], &[1.0]).is_none() && Roc::of(&[f64::NAN], &[1.0]).is_none());
+        // Two curves: everything is found at once by one, by the other at the first and the second other half each.
+        let mean = Roc::mean(vec![Roc::of(&[0.0, 0.0], &[1.0, 2.0]).unwrap(), Roc::of(&[1.5, 2.5], &[1.0, 2.0]).unwrap()]).unwrap();
+        assert_eq!((mean.points, mean.area, mean.others), (vec![(0.0, 0.0), (0.0, 0.5), (0.5, 0.75), (1.0, 1.0)], 0.625, 2));
     }
 }

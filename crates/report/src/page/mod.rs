@@ -4,6 +4,7 @@ mod axis;
 mod classes;
 mod costs;
 mod definitions;
+mod evidence;
 mod images;
 mod losses;
 mod plot;
@@ -45,6 +46,7 @@ pub(crate) fn page(report: &Report<'_>, requests: &[Request], sets: &[Retain]) -
         trade_off::section(report),
         losses::histograms(report),
         losses::curves(report),
+        evidence::section(report),
         classes::section(report),
         seeds::section(report),
         images::section(report, sets)?,
@@ -112,7 +114,7 @@ fn methods(report: &Report<'_>) -> Section {
         let mut cells = vec![Cell::number(Some((place + 1) as f64), 0)];
         cells.extend(scores.iter().map(|score| estimated(row.scores.get(score.name).copied(), 100.0)));
         cells.push(estimated(row.distance.as_ref().ok().copied(), 1.0));
-        cells.push(Cell::number(row.null, 1));
+        cells.push(estimated(row.null, 1.0));
         cells.push(Cell::number(row.passes.map(|passes| 100.0 * passes), 1));
         cells.push(Cell::number(Some(row.phases.once()).filter(|seconds| *seconds > 0.0), 1));
         cells.push(Cell::number(Some(row.phases.each_request()).filter(|seconds| *seconds > 0.0), 1));
@@ -241,7 +243,7 @@ mod tests {
         let judged = judged(&lineage, &metrics).unwrap();
         let facts = RequestFacts { scenario: "poisoned".into(), classes: Vec::new(), cumulative: false };
         let request = Request { forget: (0..60).collect(), retain: (60..3000).collect(), earlier: Vec::new(), facts };
-        let page = page(&Report::new(&lineage, &judged), &[request], &[]).unwrap();
+        let page = page(&Report::new(&lineage, &judged, Vec::new()), &[request], &[]).unwrap();
         check(&page);
         page
     }
@@ -299,6 +301,28 @@ mod tests {
         }
         assert!(page.contains("<td class=\"number\" data-value=\"20\">20.0 <span class=\"below\">[11.8, 31.8]</span></td>"), "{page}");
         assert_eq!(of(&CASES, detailed), page);
+    }
+
+    #[test]
+    fn audits_have_a_table_words_and_curves() {
+        let (_, metrics) = evaluated(&CASES, detailed);
+        let cases = [("match", 0.57, 0.005), ("<b>", 0.5, 0.6), ("original", 0.9, 0.005)];
+        let (timings, audited) = crate::audits::tests::audited(&cases);
+        let mut lineage = evaluated(&CASES, detailed).0;
+        lineage.instances.extend(crate::lineage::Lineage::parse(timings).unwrap().instances);
+        let judged = judged(&lineage, &metrics).unwrap();
+        let audits = crate::audits::audits(&lineage, &audited).unwrap();
+        let page = page(&Report::new(&lineage, &judged, audits), &[], &[]).unwrap();
+        check(&page);
+        for expected in [
+            "<section id=\"evidence\"",
+            "57.0 <span class=\"below\">[56.0, 58.0], floor 50.0, p 0.005</span>",
+            "id=\"evidence-0-0-title\"",
+            "tells match from retraining",
+        ] {
+            assert!(page.contains(expected), "no `{expected}` in {page}");
+        }
+        assert!(!page.contains("<b>"));
     }
 
     #[test]

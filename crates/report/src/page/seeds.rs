@@ -10,29 +10,18 @@ use crate::report::Report;
 use crate::rows::{NULL, REFERENCE, Row, SCORES, Score};
 use crate::statistics::over_seeds;
 
-/// In points: the score of each run less that of the retraining with its seed.
-fn gaps(row: &Row<'_>, score: Score) -> Vec<(u64, f64)> {
-    let gap = |run: &&crate::rows::Judged<'_>| {
-        let seed = run.model.seed?;
-        let reference = row.references.iter().find(|reference| reference.model.seed == Some(seed))?;
-        let value = |of: &crate::rows::Judged<'_>| of.metrics.scalars.get(score.name).copied();
-        Some((seed, 100.0 * (value(run)? - value(reference)?))).filter(|(_, gap)| gap.is_finite())
-    };
-    row.runs.iter().filter_map(gap).collect()
-}
-
 pub(crate) fn section(report: &Report<'_>) -> Option<Section> {
     let seeds: Vec<u64> = report.seeds().into_iter().collect();
     let rows: Vec<&Row<'_>> =
         report.rows.iter().filter(|row| row.method != REFERENCE && (row.is_contender() || row.method == NULL)).collect();
-    let is_paired = rows.iter().any(|row| SCORES.iter().any(|score| gaps(row, *score).len() > 1));
+    let is_paired = rows.iter().any(|row| SCORES.iter().any(|score| row.gaps(*score).len() > 1));
     if !is_paired {
         return None;
     }
     let mut columns: Vec<Column> = seeds.iter().map(|seed| Column::plain(&format!("seed {seed}"))).collect();
     columns.push(Column::linked("mean", "gap"));
     let lines = rows.iter().flat_map(|row| SCORES.iter().map(|score| (*row, *score))).map(|(row, score)| {
-        let gaps = gaps(row, score);
+        let gaps = row.gaps(score);
         let of_seed = |seed: &u64| gaps.iter().find(|(own, _)| own == seed).map(|(_, gap)| *gap);
         let mut cells: Vec<Cell> = seeds.iter().map(|seed| Cell::number(of_seed(seed), 1)).collect();
         let mean = over_seeds(&gaps.iter().map(|(_, gap)| *gap).collect::<Vec<_>>());
@@ -53,7 +42,7 @@ pub(crate) fn section(report: &Report<'_>) -> Option<Section> {
 
 fn figure(rows: &[&Row<'_>], score: Score) -> Markup {
     let all: Vec<(String, Vec<f64>)> =
-        rows.iter().map(|row| (row.name(), gaps(row, score).into_iter().map(|(_, gap)| gap).collect())).collect();
+        rows.iter().map(|row| (row.name(), row.gaps(score).into_iter().map(|(_, gap)| gap).collect())).collect();
     let interval = |gaps: &[f64]| over_seeds(gaps).map(|mean| (mean.mean, mean.interval.unwrap_or((mean.mean, mean.mean))));
     let ends =
         all.iter().flat_map(|(_, gaps)| gaps.iter().copied().chain(interval(gaps).into_iter().flat_map(|(_, (low, high))| [low, high])));
@@ -108,7 +97,7 @@ mod tests {
         let (lineage, metrics) = evaluated(&cases, |_, _| {});
         let judged = judged(&lineage, &metrics).unwrap();
         let rows = rows(&judged);
-        let found: Vec<(u64, f64)> = gaps(&rows[0], SCORES[1]).into_iter().map(|(seed, gap)| (seed, gap.round())).collect();
+        let found: Vec<(u64, f64)> = rows[0].gaps(SCORES[1]).into_iter().map(|(seed, gap)| (seed, gap.round())).collect();
         assert_eq!(found, [(1, -10.0), (2, 20.0)]);
     }
 }

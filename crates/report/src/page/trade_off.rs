@@ -17,15 +17,11 @@ struct Cost {
     of: fn(&Row<'_>) -> Option<f64>,
 }
 
-const PASSES: Cost = Cost {
-    name: "samples backward a request, % of retraining's (logarithmic)",
-    unit: 100.0,
-    of: |row| row.passes.filter(|passes| *passes > 0.0),
-};
+const PASSES: Cost = Cost { name: "samples backward a request, % of retraining's (logarithmic)", unit: 100.0, of: |row| row.passes };
 const SECONDS: Cost = Cost {
     name: "seconds a request (logarithmic)",
     unit: 1.0,
-    of: |row| Some(row.phases.each_request()).filter(|seconds| *seconds > 0.0 && row.runs[0].model.forgets()),
+    of: |row| Some(row.phases.each_request()).filter(|_| row.runs[0].model.forgets()),
 };
 
 /// What is set against it.
@@ -54,7 +50,7 @@ pub(crate) fn section(report: &Report<'_>) -> Option<Section> {
     let body = html! {
         p {
             "Down and to the left is better in the first plot: as near to retraining as chance allows, for little. In the second, up and to \
-                the left is. Models that were not asked to forget stand on "
+                the left is. Models that were not asked to forget, and methods that pay nothing of this kind, stand on "
             "the left, at \u{201c}none\u{201d}. Bars are 95 % intervals. " span.key.mark.method { "method" } ", \
                 " span.key.mark.retraining { "retraining" } ", " span.key.mark.other { "other model" } "."
         }
@@ -67,7 +63,7 @@ pub(crate) fn section(report: &Report<'_>) -> Option<Section> {
 /// The distance to retraining, or without one what is still recognised.
 fn forgetting(report: &Report<'_>) -> Measure {
     if report.rows.iter().any(|row| row.distance.is_ok()) {
-        let nulls: Vec<f64> = report.rows.iter().filter_map(|row| row.null).collect();
+        let nulls: Vec<f64> = report.rows.iter().filter_map(|row| row.null).map(|null| null.mean).collect();
         let alike = nulls.iter().all(|null| (null - nulls[0]).abs() < 1e-9);
         let line = nulls.first().filter(|_| alike).map(|null| (*null, format!("second retraining: {null:.1}")));
         return Measure {
@@ -114,21 +110,20 @@ const FREE: f64 = 54.0;
 
 fn figure(report: &Report<'_>, measure: &Measure, cost: &Cost) -> Option<Markup> {
     let points = report.rows.iter().filter_map(|row| {
-        let Estimate { mean, interval } = (measure.of)(row)?;
+        let estimate = (measure.of)(row)?.times(measure.unit);
         let paid = (cost.of)(row).filter(|paid| paid.is_finite());
-        let scaled =
-            Estimate { mean: measure.unit * mean, interval: interval.map(|(low, high)| (measure.unit * low, measure.unit * high)) };
         let kind = match row.method {
             REFERENCE | NULL => "retraining",
             _ if row.is_contender() => "method",
             _ => "other",
         };
         // What was asked to forget stands at its cost or not at all.
-        (mean.is_finite() && paid.is_some() == row.runs[0].model.forgets()).then(|| Point {
+        let cost = paid.filter(|paid| *paid > 0.0);
+        (estimate.mean.is_finite() && paid.is_some() == row.runs[0].model.forgets()).then(|| Point {
             name: row.name(),
             kind,
-            cost: paid,
-            estimate: scaled,
+            cost,
+            estimate,
         })
     });
     let points: Vec<Point> = points.collect();
@@ -136,7 +131,7 @@ fn figure(report: &Report<'_>, measure: &Measure, cost: &Cost) -> Option<Markup>
         return None;
     }
     let ends = points.iter().flat_map(|point| {
-        let (low, high) = point.estimate.interval.unwrap_or((point.estimate.mean, point.estimate.mean));
+        let (low, high) = point.estimate.ends();
         [low, high, point.estimate.mean]
     });
     let zero = Some(0.0).filter(|_| measure.unit == 1.0);
