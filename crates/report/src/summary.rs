@@ -98,6 +98,7 @@ fn chosen(report: &Report<'_>, request: &Request) -> String {
         "partial" => "a part of some classes".to_owned(),
         "ids" => "those on a list".to_owned(),
         "poisoned" => "those whose labels had been altered".to_owned(),
+        "exposed" => "those that models had learned by heart the most".to_owned(),
         other => format!("chosen by the rule \u{201c}{other}\u{201d}"),
     }
 }

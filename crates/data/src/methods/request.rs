@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use dcu_artifact::{Dataset, Holdout, Part, Request, RequestFacts, SampleId, digest_file};
+use dcu_artifact::{Dataset, Ensemble, Holdout, Part, Request, RequestFacts, SampleId, digest_file};
 use dcu_nn::rng::Streams;
 use dcu_stage::{Context, External, Failure, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
@@ -32,6 +32,8 @@ pub(crate) enum Scenario {
     Ids,
     /// The samples whose labels were swapped.
     Poisoned,
+    /// The share that models have learned by heart the most, as the input `ensemble` shows.
+    Exposed,
 }
 
 /// The parameters.
@@ -40,7 +42,7 @@ pub(crate) enum Scenario {
 pub struct Parameters {
     /// How the forget set is chosen. Parameters of other scenarios are ignored.
     scenario: Scenario,
-    /// The share to forget, for `random` and `partial`, rounded down.
+    /// The share to forget, for `random`, `partial` and `exposed`, rounded down.
     ratio: f64,
     /// The classes, for `class` and `partial`.
     classes: Vec<u32>,
@@ -63,6 +65,7 @@ pub(crate) enum Choice {
     Partial { ratio: f64, classes: Vec<u32> },
     Ids(#[serde(skip)] PathBuf),
     Poisoned,
+    Exposed { ratio: f64 },
 }
 
 /// The parameters after the check.
@@ -76,8 +79,13 @@ impl<R: Readers> Method for MakeRequest<R> {
     const VERSION: u32 = 1;
     const SUMMARY: &'static str = "Draws up a deletion request; with `previous`, on top of an earlier one";
     const USES_SEED: bool = true;
-    const INPUTS: &'static [Input] =
-        &[Input::one::<Dataset>("dataset"), Input::optional::<Holdout>("holdout"), Input::optional::<Request>("previous")];
+    const INPUTS: &'static [Input] = &[
+        Input::one::<Dataset>("dataset"),
+        Input::optional::<Holdout>("holdout"),
+        Input::optional::<Request>("previous"),
+        // For `exposed` alone.
+        Input::optional::<Ensemble>("ensemble"),
+    ];
     const OUTPUTS: &'static [Output] = &[Output::artifact::<Request>("request")];
 
     type Parameters = Parameters;
@@ -85,7 +93,7 @@ impl<R: Readers> Method for MakeRequest<R> {
 
     fn check(parameters: Parameters) -> Result<Checked, Rejected> {
         let Parameters { scenario, ratio, classes, file } = parameters;
-        let uses_ratio = matches!(scenario, Scenario::Random | Scenario::Partial);
+        let uses_ratio = matches!(scenario, Scenario::Random | Scenario::Partial | Scenario::Exposed);
         Rejected::unless(
             !uses_ratio || ratio > 0.0,
             "ratio",
@@ -104,6 +112,7 @@ impl<R: Readers> Method for MakeRequest<R> {
             Scenario::Partial => Choice::Partial { ratio, classes },
             Scenario::Ids => Choice::Ids(file.ok_or_else(|| Rejected::parameter("file", "`file` must name a CSV or parquet file of ids"))?),
             Scenario::Poisoned => Choice::Poisoned,
+            Scenario::Exposed => Choice::Exposed { ratio },
         };
         Ok(Checked { scenario })
     }
@@ -123,8 +132,10 @@ impl<R: Readers> Method for MakeRequest<R> {
         let dataset: Dataset = context.read("dataset")?;
         let holdout: Option<Holdout> = context.read_optional("holdout")?;
         let previous: Option<Request> = context.read_optional("previous")?;
+        let ensemble: Option<Ensemble> = context.read_optional("ensemble")?;
         let streams = Streams::new(context.seed(), "data/request");
-        let request = draw_up::<R>(&parameters.scenario, &dataset, holdout.as_ref(), previous.as_ref(), &streams)?;
+        let known = Known { dataset: &dataset, holdout: holdout.as_ref(), ensemble: ensemble.as_ref() };
+        let request = draw_up::<R>(&parameters.scenario, known, previous.as_ref(), &streams)?;
         let kind = match request.facts.cumulative {
             true => format!("on top of {} forgotten earlier", request.earlier.len()),
             false => "an independent what-if".into(),
@@ -134,16 +145,19 @@ impl<R: Readers> Method for MakeRequest<R> {
     }
 }
 
-fn draw_up<R: Readers>(
-    choice: &Choice,
-    dataset: &Dataset,
-    holdout: Option<&Holdout>,
-    previous: Option<&Request>,
-    streams: &Streams,
-) -> anyhow::Result<Request> {
+/// What a choice may look at.
+#[derive(Clone, Copy)]
+struct Known<'a> {
+    dataset: &'a Dataset,
+    holdout: Option<&'a Holdout>,
+    ensemble: Option<&'a Ensemble>,
+}
+
+fn draw_up<R: Readers>(choice: &Choice, known: Known<'_>, previous: Option<&Request>, streams: &Streams) -> anyhow::Result<Request> {
+    let dataset = known.dataset;
     let earlier: HashSet<u64> = previous.into_iter().flat_map(|request| request.forget.iter().chain(&request.earlier)).copied().collect();
     let left: Vec<usize> = (0..dataset.len()).filter(|&row| !earlier.contains(&dataset.ids[row])).collect();
-    let forget = chosen::<R>(choice, dataset, holdout, &left, &earlier, streams)?;
+    let forget = chosen::<R>(choice, known, &left, &earlier, streams)?;
     let remedy = "choose another scenario, ratio, class or file";
     if forget.is_empty() {
         return Err(Failure::new(format!("the forget set is empty: {}", choice.describe()), remedy).into());
@@ -173,6 +187,7 @@ impl Choice {
             Self::Partial { .. } => "partial",
             Self::Ids(_) => "ids",
             Self::Poisoned => "poisoned",
+            Self::Exposed { .. } => "exposed",
         }
     }
 
@@ -183,6 +198,7 @@ impl Choice {
             Self::Partial { ratio, classes } => format!("a share of {ratio} of classes {classes:?}"),
             Self::Ids(file) => format!("the ids in `{}`", file.display()),
             Self::Poisoned => "the samples whose labels were swapped".into(),
+            Self::Exposed { ratio } => format!("the share of {ratio} that is learned by heart the most"),
         }
     }
 }
@@ -190,12 +206,12 @@ impl Choice {
 /// The rows to forget, among those that are left.
 fn chosen<R: Readers>(
     choice: &Choice,
-    dataset: &Dataset,
-    holdout: Option<&Holdout>,
+    known: Known<'_>,
     left: &[usize],
     earlier: &HashSet<u64>,
     streams: &Streams,
 ) -> anyhow::Result<BTreeSet<usize>> {
+    let Known { dataset, holdout, ensemble } = known;
     let share = |mut rows: Vec<usize>, ratio: f64, purpose: u64| {
         let count = (rows.len() as f64 * ratio) as usize;
         streams.indexed("share", purpose).shuffle(&mut rows);
@@ -223,6 +239,40 @@ fn chosen<R: Readers>(
             left.iter().copied().filter(|&row| dataset.labels[row] != original[row]).collect()
         }
         Choice::Ids(file) => from_file::<R>(file, dataset, holdout, earlier)?,
+        Choice::Exposed { ratio } => {
+            let mut by_heart =
+                left.iter().map(|&row| Ok((row, memorisation(dataset, ensemble, row)?))).collect::<anyhow::Result<Vec<_>>>()?;
+            by_heart.sort_by(|(row, one), (other_row, other)| other.total_cmp(one).then(row.cmp(other_row)));
+            by_heart.truncate((left.len() as f64 * ratio) as usize);
+            by_heart.into_iter().map(|(row, _)| row).collect()
+        }
+    })
+}
+
+/// How far models have learned a sample by heart (after Feldman, arXiv 1906.05271): the mean probability of its label by the models of the ensemble that were trained on it, less that by those that
+/// were not.
+fn memorisation(dataset: &Dataset, ensemble: Option<&Ensemble>, row: usize) -> anyhow::Result<f64> {
+    let Some(ensemble) = ensemble else {
+        let remedy = "connect a `train/ensemble` with `scheme: halves` or `folds`";
+        return Err(Failure::new("`scenario: exposed` needs the input `ensemble`", remedy).into());
+    };
+    if ensemble.ids != dataset.ids || ensemble.classes() != dataset.classes() {
+        return Err(Failure::new("the ensemble is of another dataset", "make ensemble and request from the same dataset").into());
+    }
+    let probability = |model: usize| {
+        let logits = ensemble.of(model, row);
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let exponential = |logit: f32| f64::from(logit - largest).exp();
+        exponential(logits[dataset.labels[row] as usize]) / logits.iter().map(|&logit| exponential(logit)).sum::<f64>()
+    };
+    let strangers: BTreeSet<usize> = ensemble.strangers_to(row).collect();
+    let mean = |is_stranger: bool| {
+        let values: Vec<f64> = (0..ensemble.models()).filter(|model| strangers.contains(model) == is_stranger).map(probability).collect();
+        (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+    };
+    mean(false).zip(mean(true)).map(|(with, without)| with - without).ok_or_else(|| {
+        let message = format!("no two models of the ensemble differ in whether they were trained on sample {}", SampleId(dataset.ids[row]));
+        Failure::new(message, "use an ensemble of `halves` or `folds`").into()
     })
 }
 
@@ -374,6 +424,9 @@ fn read_csv(file: &Path) -> anyhow::Result<List> {
 mod tests {
     use std::io::Write as _;
 
+    use dcu_artifact::{Array, EnsembleFacts};
+    use serde_json::json;
+
     use super::*;
     use crate::methods::fixtures::dataset;
     use crate::readers::Without;
@@ -383,7 +436,11 @@ mod tests {
     }
 
     fn request(choice: &Choice, previous: Option<&Request>) -> anyhow::Result<Request> {
-        draw_up::<Without>(choice, &dataset(&[0, 0, 0, 0, 1, 1, 1, 1, 2, 2]), None, previous, &streams())
+        draw_up::<Without>(choice, only(&dataset(&[0, 0, 0, 0, 1, 1, 1, 1, 2, 2])), previous, &streams())
+    }
+
+    fn only(dataset: &Dataset) -> Known<'_> {
+        Known { dataset, holdout: None, ensemble: None }
     }
 
     fn ids_file(text: &str) -> tempfile::NamedTempFile {
@@ -402,6 +459,33 @@ mod tests {
             let request = request(&choice, None).unwrap();
             assert_eq!((request.forget.len(), request.retain.len(), request.earlier.len()), (count, 10 - count, 0), "{choice:?}");
         }
+    }
+
+    #[test]
+    fn the_most_exposed_are_those_that_only_models_know_which_saw_them() {
+        let set = dataset(&[0, 1, 0, 1]);
+        // Two models, each trained on half: sample 2 is known to the model that saw it alone, 0 and 1 to both, 3 to none.
+        let (sure, lost) = ([4.0, 0.0], [0.0, 4.0]);
+        let logits = [[sure, lost, sure, sure], [sure, lost, lost, sure]].concat().concat();
+        let ensemble = |membership: Vec<u8>| Ensemble {
+            ids: set.ids.clone(),
+            membership: Array::new(vec![2, 4], membership),
+            logits: Array::new(vec![2, 4, 2], logits.clone()),
+            facts: EnsembleFacts { scheme: "halves".into(), seed: 1, architecture: json!({}), recipe: json!({}) },
+        };
+        let asked = |ensemble: Option<&Ensemble>, ratio: f64, previous: Option<&Request>| {
+            draw_up::<Without>(&Choice::Exposed { ratio }, Known { ensemble, ..only(&set) }, previous, &streams())
+        };
+        let halves = ensemble(vec![1, 0, 1, 0, 0, 1, 0, 1]);
+        let first = asked(Some(&halves), 0.25, None).unwrap();
+        assert_eq!((first.forget.as_slice(), first.facts.scenario.as_str()), ([set.ids[2]].as_slice(), "exposed"));
+        // The others are equally exposed: in the order of the dataset.
+        assert_eq!(asked(Some(&halves), 0.5, Some(&first)).unwrap().forget, [set.ids[0]]);
+        let error = |ensemble: Option<&Ensemble>| asked(ensemble, 0.5, None).unwrap_err().to_string();
+        assert!(error(None).contains("needs the input `ensemble`"));
+        assert!(error(Some(&ensemble(vec![1; 8]))).contains("no two models of the ensemble differ"));
+        let other = Ensemble { ids: vec![7, 8, 9, 10], ..halves.clone() };
+        assert!(error(Some(&other)).contains("of another dataset"));
     }
 
     #[test]
@@ -433,7 +517,7 @@ mod tests {
         named.facts.names = Some(["a/1.png", "a/2.png", "b/1.png"].map(str::to_owned).to_vec());
         let file = ids_file("path\nb/1.png\n");
         let choice = Choice::Ids(file.path().into());
-        assert_eq!(draw_up::<Without>(&choice, &named, None, None, &streams()).unwrap().forget, vec![2]);
+        assert_eq!(draw_up::<Without>(&choice, only(&named), None, &streams()).unwrap().forget, vec![2]);
     }
 
     #[test]
@@ -443,7 +527,9 @@ mod tests {
             let holdout =
                 Holdout { train: (0..10).collect(), remembrance: vec![SampleId::new(Part::Test, 5).0], validation: vec![], test: vec![] };
             let set = dataset(&[0, 0, 0, 0, 1, 1, 1, 1, 2, 2]);
-            draw_up::<Without>(&Choice::Ids(file.path().into()), &set, Some(&holdout), None, &streams()).unwrap_err().to_string()
+            draw_up::<Without>(&Choice::Ids(file.path().into()), Known { holdout: Some(&holdout), ..only(&set) }, None, &streams())
+                .unwrap_err()
+                .to_string()
         };
         assert!(message("id\ntrain:99\n").contains("`train:99`"));
         assert!(message("id\ntest:5\n").contains("test:5 is held out"));
@@ -459,7 +545,7 @@ mod tests {
             let mut set = dataset(&vec![0; names.len()]);
             set.facts.names = Some(names.iter().map(ToString::to_string).collect());
             let file = ids_file(&format!("path\n{text}\n"));
-            draw_up::<Without>(&Choice::Ids(file.path().into()), &set, None, None, &streams()).map(|request| request.forget)
+            draw_up::<Without>(&Choice::Ids(file.path().into()), only(&set), None, &streams()).map(|request| request.forget)
         };
         for text in ["train/3/0003.png", "./train/3/0003.png", "3/0003.png", "./3//0003.png", "train\\3\\0003.png"] {
             assert_eq!(of(&["train/3/0002.png", "train/3/0003.png"], text).unwrap(), [1], "{text}");
