@@ -18,7 +18,7 @@ case " $* " in
   *" run pipelines/cifar10.yaml"* | *" run pipelines/scaling.yaml"* | *" run pipelines/compare.yaml"* | *" run pipelines/exact.yaml"*) set -- "$@" --dry-run --set data.source=parquet --set data.path=FOLDER ;;
 esac
 case $command in
-  run | status | metrics | times | regress | verify | graph | export) set -- "$@" --store store ;;
+  run | status | metrics | times | regress | verify | results | graph | export) set -- "$@" --store store ;;
   inspect) case $2 in *.yaml) set -- "$@" --store store ;; esac ;;
   list) ;;
   *) echo "the test does not know whether \`$command\` reads a store" >&2; exit 1 ;;

@@ -13,7 +13,7 @@ use crate::session::Session;
 use crate::show::{self, GraphFormat};
 use crate::store::Care;
 use crate::table::Format;
-use crate::{bench, export, regress, run, times, verify};
+use crate::{bench, export, regress, results, run, times, verify};
 
 /// Runs pipelines of dataset-condensation-driven unlearning, keeps their results, and tells what has changed.
 #[derive(Debug, Parser)]
@@ -137,6 +137,17 @@ enum Command {
         #[arg(long, value_name = "KEY")]
         public: Option<PathBuf>,
     },
+    /// Write the tables of a pipeline into a Markdown file, in a section of its own that the next time replaces.
+    Results {
+        #[command(flatten)]
+        target: Target,
+        /// The file to write to; what else is in it stays.
+        #[arg(short, long, value_name = "FILE", default_value = "RESULTS.md")]
+        output: PathBuf,
+        /// The heading of the section; by default the pipeline's name.
+        #[arg(long, value_name = "NAME")]
+        section: Option<String>,
+    },
     /// Time the work of the stages, beside the machine's floor and the same work in Python.
     Bench {
         /// Only what has this in its name, such as `train-step`.
@@ -225,6 +236,9 @@ impl CommandLine {
                     (None, None) => verify::Key::None,
                 };
                 verify::verify(target.open(Mode::Build)?, report.as_deref(), &key)
+            }
+            Command::Results { target, output, section } => {
+                results::write(&target.open(Mode::Look)?, &target.settings, &output, section.as_deref())
             }
             Command::Bench { filter, python, json } => bench::bench(&filter, &python, json),
             Command::Export { path, stage, output, force, settings, store, device } => {
