@@ -112,7 +112,7 @@ fn choose(trunk: &Trunk, statistics: &Artifact, candidates: &[f64], validation: 
     }
     let mut candidates: Vec<f64> = candidates.iter().map(|candidate| candidate * scale).collect();
     candidates.sort_by(|one, other| other.total_cmp(one));
-    let mut best: Option<(f64, Solution)> = None;
+    let mut best: Option<(f64, f64, Solution)> = None;
     for (done, &lambda) in candidates.iter().enumerate() {
         let solution = ridge::solve(statistics, lambda)?;
         let (mut error, mut right) = (0.0, 0);
@@ -125,15 +125,13 @@ fn choose(trunk: &Trunk, statistics: &Artifact, candidates: &[f64], validation: 
             Ok(())
         })?;
         let count = validation.len() as f64;
-        context.progress().note(&format!(
-            "lambda {lambda:.4}: squared error {:.5}, accuracy {:.1} %",
-            error / count,
-            100.0 * right as f64 / count
-        ));
         context.progress().step("candidates", done + 1, candidates.len());
-        if best.as_ref().is_none_or(|(least, _)| error < *least) {
-            best = Some((error, solution));
+        if best.as_ref().is_none_or(|(least, ..)| error / count < *least) {
+            best = Some((error / count, right as f64 / count, solution));
         }
     }
-    Ok(best.expect("one candidate at least").1)
+    let (error, right, solution) = best.expect("one candidate at least");
+    let count = candidates.len();
+    context.progress().note(&format!("lambda {:.4} of {count}: squared error {error:.5}, accuracy {:.1} %", solution.lambda, 100.0 * right));
+    Ok(solution)
 }
