@@ -60,12 +60,19 @@ fn doing_nothing_is_found_and_a_retraining_is_not() {
         project.xtask("results", &["--output", results.to_str().unwrap()]).success();
     }
     let text = std::fs::read_to_string(&results).unwrap();
-    assert!(text.starts_with("# Results\n\n<!-- results: audit -->\n## audit\n") && text.matches("### Single samples").count() == 1, "{text}");
+    assert!(
+        text.starts_with("# Results\n\n<!-- results: audit -->\n## audit\n") && text.matches("### Single samples").count() == 1,
+        "{text}"
+    );
 }
 
 #[test]
 fn a_retraining_is_not_compared_with_itself() {
-    let project = Project::new(&PIPELINE.replace("of: [base, finetune, null] }\n    uses: attack/audit", "of: [retrain] }\n    uses: attack/audit"));
+    let project =
+        Project::new(&PIPELINE.replace("of: [base, finetune, null] }\n    uses: attack/audit", "of: [retrain] }\n    uses: attack/audit"));
     let error = project.xtask("run", &[]).failure();
-    assert!(error.contains("a model is among the unlearned and among the retrained ones") && error.contains("with another `replicate`"), "{error}");
+    assert!(
+        error.contains("a model is among the unlearned and among the retrained ones") && error.contains("with another `replicate`"),
+        "{error}"
+    );
 }

@@ -209,13 +209,19 @@ pub(crate) fn status(session: &Session) {
     println!("{cached} of {} stages are cached", states.len());
 }
 
+/// How many stages are named at most for which another waits.
+const NAMES: usize = 6;
+
 fn describe(session: &Session, state: &State) -> String {
     match state {
         State::Cached(stored) => format!("cached, took {:.1} s", stored.record.seconds.total),
         State::Stale(reasons) => format!("stale: {}", in_one_line(reasons)),
         State::Waits(missing) => {
             let names: Vec<&str> = missing.iter().map(|&index| session.plan.instances[index].name.as_str()).collect();
-            format!("waits for {}", names.join(", "))
+            match names.as_slice() {
+                names if names.len() > NAMES => format!("waits for {} and {} more", names[..NAMES - 1].join(", "), names.len() - NAMES + 1),
+                names => format!("waits for {}", names.join(", ")),
+            }
         }
     }
 }

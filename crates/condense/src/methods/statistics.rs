@@ -132,6 +132,10 @@ fn choose(trunk: &Trunk, statistics: &Artifact, candidates: &[f64], validation: 
     }
     let (error, right, solution) = best.expect("one candidate at least");
     let count = candidates.len();
-    context.progress().note(&format!("lambda {:.4} of {count}: squared error {error:.5}, accuracy {:.1} %", solution.lambda, 100.0 * right));
+    context.progress().note(&format!(
+        "lambda {:.4} of {count}: squared error {error:.5}, accuracy {:.1} %",
+        solution.lambda,
+        100.0 * right
+    ));
     Ok(solution)
 }
