@@ -156,8 +156,8 @@ impl<'a> Audits<'a> {
              KLoM: median divergence of retrained from unlearned margins. quality: forgetting quality of the NeurIPS 2023 challenge. to original: 0 is as retraining, 100 as the original. \
              tug of war: 100 is best."
                 .to_owned(),
-            "In parentheses is the floor, what a score is where there is nothing to find: of the first, of KLoM, quality and to original that of the same models dealt to both groups at random, of \
-             the others that of retrained models. Verdicts are corrected for the number of methods (Holm)."
+            "The floor, in tables of text in parentheses, is what a score is where there is nothing to find: of RMIA, loss and tug of war that of retrained models, of the others that of the same \
+             models dealt to both groups at random. Verdicts are corrected for the number of methods (Holm)."
                 .to_owned(),
         ];
         let powerless = |audit: &Audit<'_>| {

@@ -210,20 +210,27 @@ fn nearness(contenders: &[&Row<'_>]) -> Option<String> {
 }
 
 fn left(report: &Report<'_>, contenders: &[&Row<'_>]) -> Option<String> {
-    let mut groups: Vec<(Vec<&str>, Vec<&Row<'_>>)> = Vec::new();
+    // What each rests on, and whether it was solved for by a number that was chosen before.
+    let mut groups: Vec<((Vec<&str>, bool), Vec<&Row<'_>>)> = Vec::new();
     for row in contenders {
-        let learned = report.lineage.learned_before_the_request(row.runs[0].model, row.runs[0].metrics);
-        match groups.iter_mut().find(|(known, _)| *known == learned) {
+        let model = row.runs[0].model;
+        let rests = (report.lineage.learned_before_the_request(model, row.runs[0].metrics), model.solves());
+        match groups.iter_mut().find(|(known, _)| *known == rests) {
             Some((_, rows)) => rows.push(row),
-            None => groups.push((learned, vec![row])),
+            None => groups.push((rests, vec![row])),
         }
     }
-    let of_group = |(learned, rows): &(Vec<&str>, Vec<&Row<'_>>)| match learned.as_slice() {
-        [] => {
-            let but = if rows.iter().any(|row| row.runs[0].model.solves()) { ", but for the one number `lambda`" } else { "" };
-            format!("nothing that {} rests on learned from the forgotten samples before{but}", named(rows))
+    let of_group = |((learned, solves), rows): &((Vec<&str>, bool), Vec<&Row<'_>>)| {
+        let ending = if rows.len() == 1 { "s" } else { "" };
+        match learned.as_slice() {
+            [] => {
+                let but = if *solves { ", but for the one number `lambda`" } else { "" };
+                format!("nothing that {} rest{ending} on learned from the forgotten samples before{but}", named(rows))
+            }
+            stages => {
+                format!("{} still rest{ending} on what {} learned when the forgotten samples were there", named(rows), stages_of(stages))
+            }
         }
-        stages => format!("{} still rests on what {} learned when the forgotten samples were there", named(rows), stages_of(stages)),
     };
     let texts: Vec<String> = groups.iter().map(of_group).collect();
     (!texts.is_empty()).then(|| texts.join("; ") + ". The data itself, its copies, and models made of it elsewhere are not touched.")

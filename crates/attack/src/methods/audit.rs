@@ -268,8 +268,7 @@ impl Audited<'_> {
 
     fn score(&mut self, name: &str, value: f64, (low, high): (f64, f64), unit: &str, definition: &str) {
         // A symmetric interval of a share can reach beyond what shares are.
-        let (low, high) =
-            if unit == "fraction" && value >= 0.0 && !name.ends_with("_gap") { (low.max(0.0), high.min(1.0)) } else { (low, high) };
+        let (low, high) = if unit == "fraction" { (low.max(0.0), high.min(1.0)) } else { (low, high) };
         self.metrics.scalar(name, value, unit, definition);
         self.metrics.scalar(&format!("{name}_low"), low, unit, &format!("lower end of the 95 % interval of {name}"));
         self.metrics.scalar(&format!("{name}_high"), high, unit, &format!("upper end of the 95 % interval of {name}"));
@@ -506,7 +505,7 @@ impl Audited<'_> {
                 &name,
                 gap.value,
                 gap.interval(),
-                "fraction",
+                "difference of fractions",
                 &format!("accuracy of unlearned less that of retrained models, {paired}"),
             );
             let how = format!(

@@ -41,8 +41,14 @@ fn cell(tell: Tell, found: Found) -> Cell {
     let decimals = if tell.is_share { 1 } else { 2 };
     let unit = tell.unit();
     let (low, high) = found.estimate.times(unit).ends();
-    let below = format!("[{low:.decimals$}, {high:.decimals$}], floor {:.decimals$}, p {}", unit * found.floor, number(found.probability));
+    let below =
+        format!("[{low:.decimals$}, {high:.decimals$}], floor {:.decimals$}, p {}", unit * found.floor, probability(found.probability));
     Cell { below: Some(below), ..Cell::number(Some(unit * found.estimate.mean), decimals) }
+}
+
+/// Smaller ones are not known any better: they rest on the shape of a distribution.
+fn probability(value: f64) -> String {
+    if value < 0.001 { "< 0.001".to_owned() } else { number(value) }
 }
 
 /// A curve of each method, on logarithmic axes.
