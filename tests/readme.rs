@@ -14,8 +14,9 @@ shift
 command=$1
 case " $* " in
   *" bench "*) exec "$XTASK" bench --help ;;
-  *" pipelines/cifar10.yaml "*" data.source="* | *" pipelines/scaling.yaml "*" data.source="* | *" pipelines/compare.yaml "*" data.source="* | *" pipelines/exact.yaml "*" data.source="*) set -- "$@" --dry-run ;;
-  *" run pipelines/cifar10.yaml"* | *" run pipelines/scaling.yaml"* | *" run pipelines/compare.yaml"* | *" run pipelines/exact.yaml"*) set -- "$@" --dry-run --set data.source=parquet --set data.path=FOLDER ;;
+  *" pipelines/quickstart.yaml "*) ;;
+  *" run pipelines/"*" data.source="*) set -- "$@" --dry-run ;;
+  *" run pipelines/"*) set -- "$@" --dry-run --set data.source=parquet --set data.path=FOLDER ;;
 esac
 case $command in
   run | status | metrics | times | regress | verify | results | graph | export) set -- "$@" --store store ;;
