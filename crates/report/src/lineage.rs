@@ -225,10 +225,10 @@ impl Lineage {
     }
 
     /// The stages behind a model that learned from the training set without knowing of the request: what they learned from the
-    /// forgotten data is still in it. None are behind a retraining, which takes the recipe of the model that it is given and not its weights, nor behind a last layer that is solved for
-    /// without the forget set on features that never saw it, as the metrics of the model say.
+    /// forgotten data is still in it. None are behind a retraining, which takes the recipe of the model that it is given and not its weights, nor behind shards, of which
+    /// those with forget samples go on from before these, nor behind a last layer that is solved for without the forget set on features that never saw it, as the metrics of the model say.
     pub(crate) fn learned_before_the_request<'a>(&'a self, model: &'a Instance, metrics: &Metrics) -> Vec<&'a str> {
-        if model.uses == "unlearn/retrain" || model.solves() && trunk_is_unseen(metrics) {
+        if ["unlearn/retrain", "unlearn/sisa"].contains(&model.uses.as_str()) || model.solves() && trunk_is_unseen(metrics) {
             return Vec::new();
         }
         // The sums that the forget set is taken out of are not what it leaves behind.

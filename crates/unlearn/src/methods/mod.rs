@@ -26,6 +26,7 @@ pub(crate) mod retrain;
 pub(crate) mod salun;
 pub(crate) mod scrub;
 pub(crate) mod silver_linings;
+pub(crate) mod sisa;
 pub(crate) mod sparse;
 pub(crate) mod ssd;
 pub(crate) mod top_k;
