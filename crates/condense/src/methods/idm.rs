@@ -1,9 +1,9 @@
-//! `condense/idm`: images of several small ones whose mean feature is that of their bucket's in networks that have learned a little, and that such networks classify rightly (improved distribution matching, Zhao et
-//! al., arXiv 2307.09742).
+//! `condense/idm`: images of several small ones whose mean feature is that of their bucket's in networks that have learned a little, and that such networks classify rightly
+//! (improved distribution matching, Zhao et al., arXiv 2307.09742).
 //!
-//! A new network joins a queue now and then, and the oldest leaves. In each step one of them moves the images, and some learn. The cross-entropy of the images counts the more, the more of its batches the network got right
-//! when it learned last: the authors' code takes the share in percent, so that its weight of 0.5 is one of 50 here. Networks that learn, be it from condensed images, have seen all buckets: the reach is `global`, and `bucket`
-//! only where none learns.
+//! A new network joins a queue now and then, and the oldest leaves. In each step one of them moves the images, and some learn. The cross-entropy of the images counts the more,
+//! the more of its batches the network got right when it learned last: the authors' code takes the share in percent, so that its weight of 0.5 is one of 50 here. Networks that
+//! learn, be it from condensed images, have seen all buckets: the reach is `global`, and `bucket` only where none learns.
 //!
 //! Published are 20,000 steps, a queue of 100 and batches of 256; the defaults are smaller.
 
@@ -208,7 +208,8 @@ fn some(stream: &mut Stream, of: usize, most: usize) -> Vec<usize> {
     rows
 }
 
-/// A step of the images towards the mean features of real samples, and with a weight towards being classified rightly: the sum over buckets of the distance of [`dm::apart`] and the mean cross-entropy of the bucket's images.
+/// A step of the images towards the mean features of real samples, and with a weight towards being classified rightly: the sum over buckets of the distance of [`dm::apart`]
+/// and the mean cross-entropy of the bucket's images.
 ///
 /// # Errors
 /// When the loss is not finite.

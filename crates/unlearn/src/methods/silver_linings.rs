@@ -1,8 +1,9 @@
-//! `unlearn/silver-linings`: the network learns on, on the retain set, and away from what an attacker takes for members on the forget samples (after the abstract of "Silver Linings in the Shadows", arXiv
-//! 2407.00866; there is no public code, and features, sizes and the end are this workspace's).
+//! `unlearn/silver-linings`: the network learns on, on the retain set, and away from what an attacker takes for members on the forget samples (after the abstract of "Silver
+//! Linings in the Shadows", arXiv 2407.00866; there is no public code, and features, sizes and the end are this workspace's).
 //!
-//! The attacker is fitted to an ensemble's predictions of retained samples and then fixed. It is not driven to its least: where the forget samples look like members no more than they do to models that never saw them, no
-//! step pushes them further, and an epoch that begins there is the last. What is learned against one attacker deceives that one, not others: a method is judged by another attack, with other models.
+//! The attacker is fitted to an ensemble's predictions of retained samples and then fixed. It is not driven to its least: where the forget samples look like members no more
+//! than they do to models that never saw them, no step pushes them further, and an epoch that begins there is the last. What is learned against one attacker deceives that one,
+//! not others: a method is judged by another attack, with other models.
 
 use std::collections::BTreeMap;
 
@@ -168,8 +169,8 @@ const BATCH: usize = 128;
 /// Rows that are looked at together.
 const ROWS: usize = 1 << 14;
 
-/// What an attacker looks at of logits [n, K], with the slope by these: the largest probabilities in falling order (0 where there are fewer classes), the cross-entropy with the label, and 1 where the label is the likeliest
-/// class, [n, 5] on the CPU.
+/// What an attacker looks at of logits [n, K], with the slope by these: the largest probabilities in falling order (0 where there are fewer classes), the cross-entropy with
+/// the label, and 1 where the label is the likeliest class, [n, 5] on the CPU.
 fn features(logits: &Tensor, labels: &[u32]) -> dcu_nn::Result<Tensor> {
     let logits = logits.to_device(&Device::Cpu)?;
     let (rows, classes) = logits.dims2()?;
