@@ -66,7 +66,7 @@ fn every_method_that_computes_with_networks_uses_the_device() {
         let computes = ["train/", "unlearn/", "condense/", "attack/"].iter().any(|crate_name| name.starts_with(crate_name));
         // These compute without networks, or with pixels and sums that stay on the CPU.
         let others = ["train/import", "condense/reduce", "attack/audit", "attack/leave-one-out", "train/patches"];
-        let pixels = ["blend", "dm", "gm", "inversion", "mtt", "statistics"].map(|method| format!("condense/{method}"));
+        let pixels = ["blend", "dm", "gm", "idm", "inversion", "mtt", "statistics"].map(|method| format!("condense/{method}"));
         let computes = computes && !others.contains(&name.as_str()) && !pixels.contains(name);
         assert_eq!(method["uses_device"], computes, "{name}");
     }

@@ -1,4 +1,4 @@
-//! What `exact` promises: the model that training without the forgotten samples gives, and a report that says so only where it is true.
+//! What `exact` and `sisa` promise: the model that training without the forgotten samples gives, and a report that says so only where it is true.
 
 use dcu_artifact::{Array, Metrics, Model, Statistics, Tensor};
 use dcu_tests::{Project, row};
@@ -97,4 +97,50 @@ fn a_trunk_that_was_trained_on_the_data_says_so_and_one_of_other_sums_is_refused
     assert!(error.contains("the sums are over"), "{error}");
     let error = project.xtask("run", &["--set", "exact.in.model=retrain"]).failure();
     assert!(error.contains("another trunk"), "{error}");
+}
+
+/// Digits in three shards of two slices each; what is retained trained on anew beside what goes on from the shards.
+const SHARDED: &str = "\
+version: 1
+name: sharded
+seeds: [1]
+stages:
+  data:      { uses: data/load, with: { per_class: 20 } }
+  holdout:   { uses: data/holdout, in: { train: data.train, test: data.test }, with: { ipc: 5 } }
+  sisa:      { uses: train/sisa, in: { dataset: data.train }, with: { shards: 3, slices: 2, model: cnn, widths: [4, 6], hidden: 8, epochs: 6, batch: 16 } }
+  one:       { uses: data/request, in: { dataset: data.train, holdout: holdout }, with: { scenario: random, ratio: 0.01 } }
+  request:   { uses: data/request, in: { dataset: data.train, holdout: holdout, previous: one } }
+  first:     { uses: unlearn/sisa, in: { model: sisa.model, dataset: data.train, request: one, shards: sisa.shards } }
+  unlearned: { uses: unlearn/sisa, in: { model: sisa.model, dataset: data.train, request: request, shards: sisa.shards } }
+  first-anew:
+    uses: train/sisa
+    in: { dataset: data.train, request: one }
+    with: { shards: 3, slices: 2, model: cnn, widths: [4, 6], hidden: 8, epochs: 6, batch: 16 }
+  anew:
+    uses: train/sisa
+    in: { dataset: data.train, request: request }
+    with: { shards: 3, slices: 2, model: cnn, widths: [4, 6], hidden: 8, epochs: 6, batch: 16 }
+  evaluate:
+    matrix: { of: [sisa.model, unlearned, anew.model] }
+    uses: attack/evaluate
+    in: { model: \"${of}\", dataset: data.train, test: data.test, holdout: holdout, request: request }
+  report:    { uses: report/table, in: { metrics: [evaluate] }, gather: seeds }
+";
+
+#[test]
+fn shards_that_go_on_from_before_a_request_are_those_of_training_without_it() {
+    let project = Project::new(SHARDED);
+    project.xtask("run", &[]).success();
+    let model = |stage: &str| dcu_artifact::read::<Model>(&project.artifact(stage, &[])).unwrap().0;
+    // The second request holds the first one too.
+    assert_eq!(model("first#1"), model("first-anew#1.model"));
+    assert_eq!(model("unlearned#1"), model("anew#1.model"));
+    assert!(model("sisa#1.model") != model("first#1") && model("first#1") != model("unlearned#1"));
+    let report = std::fs::read_to_string(project.artifact("report.table", &[])).unwrap();
+    assert!(!report.contains("still rests on"), "{report}");
+
+    // What is trained as a whole is one network to all other methods.
+    project.xtask("run", &["--set", "unlearned.uses=unlearn/finetune"]).success();
+    let error = project.xtask("run", &["--set", "unlearned.in.model=first"]).failure();
+    assert!(error.contains("not the one that these shards make together"), "{error}");
 }

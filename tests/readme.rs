@@ -152,7 +152,7 @@ fn every_line_of_a_pipeline_works_as_written() {
 #[test]
 fn one_setting_swaps_any_unlearning_method_for_any_other() {
     let methods: Value = serde_json::from_str(&Finished::of(program("xtask").args(["list", "--json"])).success().stdout).unwrap();
-    // What is prepared for them before any request takes no request, and `exact` needs sums that go with a model of its own.
+    // What is prepared for them before any request takes no request, and `exact` and `sisa` need sums or shards that go with a model of their own.
     let wires = ["model", "dataset", "request", "retain", "test", "holdout", "ensemble"];
     let unlearns = |method: &Value| {
         let inputs = method["inputs"].as_array().unwrap();

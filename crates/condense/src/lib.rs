@@ -19,6 +19,7 @@ pub fn methods() -> Vec<dcu_stage::Entry> {
         entry::<methods::dm::Dm>(),
         entry::<methods::fdm::Fdm>(),
         entry::<methods::gm::Gm>(),
+        entry::<methods::idm::Idm>(),
         entry::<methods::inversion::Inversion>(),
         entry::<methods::mtt::Mtt>(),
         entry::<methods::reduce::Reduce>(),

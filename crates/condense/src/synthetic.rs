@@ -85,16 +85,26 @@ impl Canvas {
     /// # Errors
     /// When it is of other images.
     pub(crate) fn resume(&mut self, checkpoints: &Checkpoints) -> anyhow::Result<usize> {
-        let Some(Snapshot { position, mut tensors }) = checkpoints.resume() else { return Ok(0) };
-        let moments = tensors.split_off("images@");
-        match tensors.get("images") {
+        Ok(self.resume_beside(checkpoints)?.map_or(0, |(done, _)| done))
+    }
+
+    /// The same, with what [`Self::offer_beside`] put there.
+    ///
+    /// # Errors
+    /// As [`Self::resume`].
+    pub(crate) fn resume_beside(&mut self, checkpoints: &Checkpoints) -> anyhow::Result<Option<(usize, BTreeMap<String, Stored>)>> {
+        let Some(Snapshot { position, tensors }) = checkpoints.resume() else { return Ok(None) };
+        let (own, beside): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            tensors.into_iter().partition(|(name, _)| name.split('@').next() == Some("images"));
+        let (moments, own): (BTreeMap<_, _>, BTreeMap<_, _>) = own.into_iter().partition(|(name, _)| name.contains('@'));
+        match own.get("images") {
             Some(Stored::F32(array)) if array.shape == self.images.dims() => {
                 self.images.set(&Tensor::from_slice(&array.data, array.shape.as_slice(), &Device::Cpu)?)?;
             }
             _ => anyhow::bail!("the checkpoint is of other images; delete it"),
         }
         self.optimiser = Optimiser::from_tensors(RULE, &moments)?;
-        Ok(serde_json::from_value(position)?)
+        Ok(Some((serde_json::from_value(position)?, beside)))
     }
 
     /// Offers a checkpoint behind so many rounds of steps.
@@ -102,9 +112,23 @@ impl Canvas {
     /// # Errors
     /// When it cannot be written.
     pub(crate) fn offer(&self, checkpoints: &mut Checkpoints, done: usize) -> anyhow::Result<()> {
+        self.offer_beside(checkpoints, done, || Ok(BTreeMap::new()))
+    }
+
+    /// The same with other tensors beside it, none of which is called `images`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn offer_beside(
+        &self,
+        checkpoints: &mut Checkpoints,
+        done: usize,
+        beside: impl FnOnce() -> anyhow::Result<BTreeMap<String, Stored>>,
+    ) -> anyhow::Result<()> {
         checkpoints.offer(|| {
             let values = self.images.as_detached_tensor().flatten_all()?.to_vec1()?;
-            let mut tensors = BTreeMap::from([("images".to_owned(), Stored::F32(Array::new(self.images.dims().to_vec(), values)))]);
+            let mut tensors = beside()?;
+            tensors.insert("images".to_owned(), Stored::F32(Array::new(self.images.dims().to_vec(), values)));
             tensors.extend(self.optimiser.to_tensors());
             Ok(Snapshot { position: json!(done), tensors })
         })

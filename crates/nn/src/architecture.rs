@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::graph::Graph;
+use crate::graph::{Builder, Graph};
 use crate::zoo;
 
 /// A part of a network that is trained on its own.
@@ -103,6 +103,9 @@ pub struct Architecture {
     /// The modules with which the intermediate and the final begin; by default the paper's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cut: Option<[String; 2]>,
+    /// So many of these networks side by side, whose predictions are averaged; none where it is one network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shards: Option<usize>,
 }
 
 /// Parameters of a network at most: 4 GB, and three times as much again for their gradients and Adam's moments.
@@ -145,6 +148,7 @@ impl Architecture {
             heads: is_transformer.then_some(3),
             patch,
             cut: None,
+            shards: None,
         }
     }
 
@@ -169,7 +173,18 @@ impl Architecture {
             return Err(format!("an image of {:?} is too large", self.input));
         }
         self.refuse_foreign_sizes()?;
-        zoo::builder(self)?.finish(self.cut.as_ref())
+        let network = zoo::builder(self)?;
+        let Some(shards) = self.shards else { return network.finish(self.cut.as_ref()) };
+        if shards == 0 || self.cut.is_some() {
+            return Err(format!("{shards} networks side by side are cut nowhere else than behind them; give one at least, and no `cut`"));
+        }
+        Builder::side_by_side(&network.finish(None)?, shards, |_| "networks, or fewer `shards`")?.finish(None)
+    }
+
+    /// One of the networks that stand side by side, or the network.
+    #[must_use]
+    pub fn member(&self) -> Self {
+        Self { shards: None, ..self.clone() }
     }
 
     /// Sizes that a family knows nothing of would be passed over without a word.

@@ -96,6 +96,18 @@ pub enum Operation {
     },
     /// The class token: [T, D] to [D].
     FirstToken,
+    /// All inputs, vectors of one length, one behind the other: n times [K] to [n · K].
+    Join,
+    /// The logarithms of the softmax of each of so many vectors that stand one behind the other.
+    LogSoftmax {
+        /// How many there are.
+        vectors: usize,
+    },
+    /// The logarithm of the mean of the exponentials of so many vectors that stand one behind the other: [n · K] to [K].
+    LogMeanExp {
+        /// How many there are.
+        vectors: usize,
+    },
 }
 
 /// How a parameter or buffer starts.
@@ -250,7 +262,10 @@ fn slots(name: &str, operation: Operation, input: &[usize], scheme: Scheme) -> V
         | Operation::Dropout(_)
         | Operation::Add
         | Operation::Attention { .. }
-        | Operation::FirstToken => Vec::new(),
+        | Operation::FirstToken
+        | Operation::Join
+        | Operation::LogSoftmax { .. }
+        | Operation::LogMeanExp { .. } => Vec::new(),
     }
 }
 
@@ -266,7 +281,12 @@ fn shape(operation: Operation, inputs: &[&[usize]]) -> Result<Vec<usize>, String
         Ok(vec![channels, windows(height, size, stride, padding)?, windows(width, size, stride, padding)?])
     };
     let [input, others @ ..] = inputs else { return Err(misfit()) };
-    if matches!(operation, Operation::Add) != (others.len() == 1) || others.len() > 1 {
+    let takes = match operation {
+        Operation::Join => inputs.len(),
+        Operation::Add => 2,
+        _ => 1,
+    };
+    if inputs.len() != takes {
         return Err(misfit());
     }
     let image: Result<&[usize; 3], String> = (*input).try_into().map_err(|_| misfit());
@@ -303,7 +323,18 @@ fn shape(operation: Operation, inputs: &[&[usize]]) -> Result<Vec<usize>, String
             _ => Err(misfit()),
         },
         Operation::FirstToken if input.len() == 2 => Ok(vec![input[1]]),
-        Operation::LayerNorm { .. } | Operation::Linear { .. } | Operation::Add | Operation::FirstToken => Err(misfit()),
+        Operation::Join if input.len() == 1 && others.iter().all(|other| other == input) => Ok(vec![inputs.len() * input[0]]),
+        Operation::LogSoftmax { vectors } if input.len() == 1 && vectors > 0 && input[0].is_multiple_of(vectors) => Ok(input.to_vec()),
+        Operation::LogMeanExp { vectors } if input.len() == 1 && vectors > 0 && input[0].is_multiple_of(vectors) => {
+            Ok(vec![input[0] / vectors])
+        }
+        Operation::LayerNorm { .. }
+        | Operation::Linear { .. }
+        | Operation::Add
+        | Operation::FirstToken
+        | Operation::Join
+        | Operation::LogSoftmax { .. }
+        | Operation::LogMeanExp { .. } => Err(misfit()),
     }
 }
 
@@ -429,9 +460,12 @@ impl Graph {
         multiplying.map(|(index, step)| size(step.inputs[0]).saturating_add(size(index + 1))).chain([size(0)]).max().unwrap_or(0)
     }
 
-    /// The last layer with a weight, which gives the logits.
+    /// The last layer with a weight, which gives the logits; none of networks side by side, which have one each.
     #[must_use]
     pub fn head(&self) -> Option<&Step> {
+        if self.steps.iter().any(|step| step.operation == Operation::Join) {
+            return None;
+        }
         self.steps.iter().rev().find(|step| step.slots.iter().any(|slot| slot.role == Role::Weight))
     }
 
@@ -461,6 +495,34 @@ impl Builder {
         Self { graph: Graph { input, steps: Vec::new(), cuts: [0; 2], features: 0, reconstruction: None }, scheme, blame, parameters: 0 }
     }
 
+    /// So many networks side by side, all on the image and with names of their own (`shard0.NAME`), and the logarithm of the mean of what each makes probable. They are the
+    /// beginning, and what they say together is the feature vector.
+    pub(crate) fn side_by_side(member: &Graph, shards: usize, blame: fn(&str) -> &'static str) -> Result<Self, String> {
+        let mut network = Self::new(member.input, Scheme::Pytorch, blame);
+        let mut results = Vec::new();
+        for shard in 0..shards {
+            let before = network.last();
+            let prefixed = |name: &str| format!("shard{shard}.{name}");
+            for step in &member.steps {
+                let mut step = step.clone();
+                step.name = prefixed(&step.name);
+                step.inputs.iter_mut().filter(|value| **value > 0).for_each(|value| *value += before);
+                step.slots.iter_mut().for_each(|slot| slot.name = prefixed(&slot.name));
+                let input = network.graph.shape(step.inputs[0]).to_vec();
+                network.count(&step.name, &step.slots, &input, &step.shape)?;
+                network.add(step)?;
+            }
+            results.push(network.last());
+        }
+        network.step("logits", Operation::Join, results)?;
+        network.end_beginning();
+        network.mark_features();
+        network.then("logarithms", Operation::LogSoftmax { vectors: shards })?;
+        network.end_intermediate();
+        network.then("mean", Operation::LogMeanExp { vectors: shards })?;
+        Ok(network)
+    }
+
     /// The result of the last step.
     pub(crate) fn last(&self) -> Value {
         self.graph.steps.len()
@@ -487,10 +549,14 @@ impl Builder {
         if shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size)).is_none() {
             return Err(format!("the result of `{name}`, {shape:?}, is too large"));
         }
+        self.add(Step { name, operation, inputs, shape, slots })
+    }
+
+    fn add(&mut self, step: Step) -> Result<Value, String> {
         if self.graph.steps.len() == MOST_STEPS {
             return Err(format!("the network has more than {MOST_STEPS} steps"));
         }
-        self.graph.steps.push(Step { name, operation, inputs, shape, slots });
+        self.graph.steps.push(step);
         Ok(self.last())
     }
 

@@ -25,6 +25,7 @@ pub mod recipe;
 pub mod ridge;
 pub mod rng;
 pub mod samples;
+pub mod sisa;
 mod special;
 pub mod tally;
 pub mod train;

@@ -762,6 +762,24 @@ impl Network {
                 Tensor::cat(&[class, input.reshape((count, height * width, channels))?], 1)?.broadcast_add(&position)?
             }
             (Kernel::Step, Operation::Attention { heads }) => run!(attention_of_tokens(&input, heads)),
+            (Kernel::Step, Operation::Join) => {
+                let inputs = step.inputs.iter().map(|&value| argument(values, value)).collect::<Result<Vec<_>>>()?;
+                Tensor::cat(&inputs, 1)?
+            }
+            // Composed of candle's own on all devices: a few values a sample.
+            (Kernel::Step, Operation::LogSoftmax { vectors }) => {
+                let (count, width) = input.dims2()?;
+                let parted = input.reshape((count, vectors, width / vectors))?;
+                let below = parted.broadcast_sub(&parted.detach().max_keepdim(2)?)?;
+                below.broadcast_sub(&below.exp()?.sum_keepdim(2)?.log()?)?.reshape((count, width))?
+            }
+            (Kernel::Step, Operation::LogMeanExp { vectors }) => {
+                let (count, width) = input.dims2()?;
+                let parted = input.reshape((count, vectors, width / vectors))?;
+                let largest = parted.detach().max_keepdim(1)?;
+                let mean = (parted.broadcast_sub(&largest)?.exp()?.sum_keepdim(1)? / vectors as f64)?;
+                (mean.log()? + largest)?.squeeze(1)?
+            }
             (Kernel::Step, Operation::FirstToken) => input.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?,
         })
     }

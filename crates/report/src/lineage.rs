@@ -236,10 +236,10 @@ impl Lineage {
     }
 
     /// The stages behind a model that learned from the training set without knowing of the request: what they learned from the
-    /// forgotten data is still in it. A retraining takes the recipe of the model that it is given and not its weights, so that only what its retain set was made with is behind it; nothing is behind
-    /// a last layer that is solved for without the forget set on features that never saw it, as the metrics of the model say.
+    /// forgotten data is still in it. A retraining takes the recipe of the model that it is given and not its weights, so that only what its retain set was made with is behind it. Nothing is behind
+    /// shards, of which those with forget samples go on from before these, nor behind a last layer that is solved for without the forget set on features that never saw it, as the metrics of the model say.
     pub(crate) fn learned_before_the_request<'a>(&'a self, model: &'a Instance, metrics: &Metrics) -> Vec<&'a str> {
-        if model.solves() && trunk_is_unseen(metrics) {
+        if model.uses == SISA || model.solves() && trunk_is_unseen(metrics) {
             return Vec::new();
         }
         // The sums that the forget set is taken out of are not what it leaves behind.
@@ -265,6 +265,8 @@ pub(crate) fn trunk_is_unseen(metrics: &Metrics) -> bool {
     metrics.facts.get("ridge").is_some_and(|ridge| ridge["trunk_saw_training_data"] == false)
 }
 
+/// Lets shards go on from before the forget set.
+const SISA: &str = "unlearn/sisa";
 /// Trains from scratch by the recipe of a model.
 const RETRAIN: &str = "unlearn/retrain";
 /// Solves for a last layer by sums that the forget set is taken out of.

@@ -1,4 +1,4 @@
-//! The training stages: a model from scratch, many that each leave a part of the data out, one from outside, and the offline phase that prepares it for modular unlearning.
+//! The training stages: a model from scratch, many that each leave a part of the data out, some that each have a shard of it, one from outside, and the offline phase that prepares it for modular unlearning.
 
 mod hub;
 mod methods;
@@ -18,5 +18,6 @@ pub fn methods() -> Vec<dcu_stage::Entry> {
         entry::<Import<hub::Without>>(),
         entry::<methods::offline::Offline>(),
         entry::<methods::patches::Patches>(),
+        entry::<methods::sisa::Sisa>(),
     ]
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::marker::PhantomData;
 
-use dcu_artifact::{Dataset, Ensemble, Holdout, Model, Request, Retain, Statistics, Weights};
+use dcu_artifact::{Dataset, Ensemble, Holdout, Model, Request, Retain, Shards, Statistics, Weights};
 use dcu_nn::rng::Streams;
 use dcu_nn::train;
 use dcu_nn::{Network, Samples, model};
@@ -36,6 +36,7 @@ pub(crate) struct Wires {
     pub(crate) ensemble: Need,
     pub(crate) weights: Need,
     pub(crate) statistics: Need,
+    pub(crate) shards: Need,
 }
 
 impl Wires {
@@ -47,12 +48,13 @@ impl Wires {
         ensemble: Need::Unused,
         weights: Need::Unused,
         statistics: Need::Unused,
+        shards: Need::Unused,
     };
     /// The retain set too, or what stands for it.
     pub(crate) const RETAIN: Self = Self { retain: Need::May, ..Self::NONE };
 
     /// The inputs of a method, the same for all methods but for what is read.
-    pub(crate) const fn inputs(self) -> [Input; 9] {
+    pub(crate) const fn inputs(self) -> [Input; 10] {
         [
             Input::one::<Model>("model"),
             Input::one::<Dataset>("dataset"),
@@ -63,6 +65,7 @@ impl Wires {
             input::<Ensemble>("ensemble", self.ensemble),
             input::<Weights>("weights", self.weights),
             input::<Statistics>("statistics", self.statistics),
+            input::<Shards>("shards", self.shards),
         ]
     }
 }
@@ -150,6 +153,7 @@ pub(crate) struct Task {
     pub(crate) ensemble: Option<Ensemble>,
     pub(crate) weights: Option<Weights>,
     pub(crate) statistics: Option<Statistics>,
+    pub(crate) shards: Option<Shards>,
     pub(crate) streams: Streams,
     pub(crate) progress: Progress,
     pub(crate) checkpoints: Option<Checkpoints>,
@@ -167,6 +171,7 @@ impl Task {
         task.ensemble = context.read_optional("ensemble")?;
         task.weights = context.read_optional("weights")?;
         task.statistics = context.read_optional("statistics")?;
+        task.shards = context.read_optional("shards")?;
         task.progress = context.progress();
         task.checkpoints = Some(context.checkpoints());
         if let Some(retain) = &retain {
@@ -203,6 +208,7 @@ impl Task {
             ensemble: None,
             weights: None,
             statistics: None,
+            shards: None,
             streams,
             progress: Progress::silent(),
             checkpoints: None,

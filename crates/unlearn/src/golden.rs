@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::frame::{Task, Unlearn};
 use crate::methods::{
     accelerated, amnesiac, bad_teacher, boundary_shrink, distillation, fisher, gradient_ascent, influence, jit, lfssd, neggrad, ntk, prune,
-    random_label, salun, scrub, sparse, ssd, woodfisher,
+    random_label, salun, scrub, silver_linings, sparse, ssd, woodfisher,
 };
 use crate::{algebra, course};
 
@@ -322,6 +322,18 @@ fn accelerated_methods_are_those_of_pytorch() {
         let network = accelerated::Accelerated::unlearn(&parameters, &mut task).unwrap();
         // The divergence of retain samples counts little.
         golden.compare_within(TOLERANCE / 10.0, &[], name, &network);
+    }
+}
+
+#[test]
+fn silver_linings_is_that_of_pytorch() {
+    let golden = Golden::open();
+    for name in ["mlp.silver-linings", "cnn.silver-linings"] {
+        let given = golden.given(name);
+        let (level, weights) = given.split_last().unwrap();
+        let attacker = silver_linings::Attacker::of(&weights.iter().map(|&value| value as f32).collect::<Vec<_>>()).unwrap();
+        let parameters = golden.checked::<silver_linings::SilverLinings>(name);
+        golden.compare(name, &silver_linings::taught(&parameters, &mut golden.task(name), &attacker, *level).unwrap());
     }
 }
 

@@ -29,6 +29,8 @@ pub fn methods() -> Vec<dcu_stage::Entry> {
         entry::<Stage<methods::gradient_ascent::GradientAscent>>(),
         entry::<Stage<methods::neggrad::NegGrad>>(),
         entry::<Stage<methods::salun::SalUn>>(),
+        entry::<Stage<methods::silver_linings::SilverLinings>>(),
+        entry::<Stage<methods::sisa::Sisa>>(),
         entry::<Stage<methods::sparse::Sparse>>(),
         entry::<Stage<methods::scrub::Scrub>>(),
         entry::<Stage<methods::ssd::Ssd>>(),

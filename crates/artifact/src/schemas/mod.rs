@@ -11,6 +11,7 @@ mod predictions;
 mod request;
 mod retain;
 mod role;
+mod shards;
 mod statistics;
 mod weights;
 
@@ -31,6 +32,7 @@ pub use predictions::Predictions;
 pub use request::{Request, RequestFacts};
 pub use retain::{Retain, RetainFacts};
 pub use role::{Role, role_of};
+pub use shards::{Shards, ShardsFacts};
 pub use statistics::{Statistics, StatisticsFacts};
 pub use weights::{Weights, WeightsFacts, WeightsKind};
 
@@ -51,7 +53,7 @@ pub trait Payload: Sized {
     fn from_content(content: Content) -> Result<Self, String>;
 }
 
-const NEWEST: [(&str, u32); 12] = [
+const NEWEST: [(&str, u32); 13] = [
     ("buckets", 1),
     ("condensed", 2),
     ("dataset", 1),
@@ -62,6 +64,7 @@ const NEWEST: [(&str, u32); 12] = [
     ("predictions", 1),
     ("request", 1),
     ("retain", 1),
+    ("shards", 1),
     ("statistics", 1),
     ("weights", 1),
 ];
@@ -93,6 +96,7 @@ pub(crate) fn check_content(content: Content) -> Result<(), String> {
         Predictions::SCHEMA => Predictions::from_content(content).map(drop),
         Request::SCHEMA => Request::from_content(content).map(drop),
         Retain::SCHEMA => Retain::from_content(content).map(drop),
+        Shards::SCHEMA => Shards::from_content(content).map(drop),
         Statistics::SCHEMA => Statistics::from_content(content).map(drop),
         Weights::SCHEMA => Weights::from_content(content).map(drop),
         other => Err(format!("the schema `{other}` is unknown")),

@@ -102,6 +102,23 @@ pub(crate) fn matched(
     change: Siamese,
     rate: f64,
 ) -> candle_core::Result<()> {
+    let images = change.apply(&canvas.decoded(0..canvas.buckets())?.0)?;
+    let loss = apart(network, &images, samples, real, change)?;
+    let gradient = loss.backward()?.remove(canvas.pixels());
+    canvas.step(gradient, f64::from(loss.to_scalar::<f32>()?), rate)
+}
+
+/// The sum over buckets of the squared distance between the mean features of their images, which are changed already, and of their real samples at these rows.
+///
+/// # Errors
+/// When the images do not fit the network.
+pub(crate) fn apart(
+    network: &Network,
+    images: &Tensor,
+    samples: &Samples,
+    real: &[Vec<usize>],
+    change: Siamese,
+) -> candle_core::Result<Tensor> {
     let mut targets: Vec<f32> = Vec::new();
     for rows in real {
         let features = network.features(&change.apply(&samples.batch(rows)?.0)?)?;
@@ -109,11 +126,8 @@ pub(crate) fn matched(
     }
     let width = targets.len() / real.len();
     let targets = Tensor::from_vec(targets, (real.len(), width), &Device::Cpu)?;
-    let (images, _) = canvas.decoded(0..canvas.buckets())?;
-    let features = network.features(&change.apply(&images)?)?;
+    let features = network.features(images)?;
     let (count, width) = features.dims2()?;
-    let means = features.reshape((canvas.buckets(), count / canvas.buckets(), width))?.mean(1)?;
-    let loss = (means - targets)?.sqr()?.sum_all()?;
-    let gradient = loss.backward()?.remove(canvas.pixels());
-    canvas.step(gradient, f64::from(loss.to_scalar::<f32>()?), rate)
+    let means = features.reshape((real.len(), count / real.len(), width))?.mean(1)?;
+    (means - targets)?.sqr()?.sum_all()
 }

@@ -7,6 +7,7 @@ pub(crate) mod crops;
 pub(crate) mod dm;
 pub(crate) mod fdm;
 pub(crate) mod gm;
+pub(crate) mod idm;
 pub(crate) mod inversion;
 pub(crate) mod mtt;
 pub(crate) mod reduce;

@@ -128,6 +128,23 @@ def dm(steps, lr, each, tiles):
     return {"": images, ".start": before}
 
 
+def idm(steps, lr, each, tiles):
+    """As `dm`; the mean cross-entropy of each bucket's images counts as well, as much as each step says."""
+    before = start(each)
+    images = before.clone().requires_grad_()
+    optimiser = torch.optim.SGD([images], lr=lr, momentum=0.5)
+    for (number, drawn, change), weight in steps:
+        net, loss = NETWORKS[number], 0
+        for bucket, rows in enumerate(drawn):
+            own = changed(decoded(images[bucket * each : (bucket + 1) * each], tiles), change)
+            apart = net.embedded(changed(REAL[rows], change)).mean(0) - net.embedded(own).mean(0)
+            loss = loss + (apart**2).sum() + weight * F.cross_entropy(net(own), CLASS[bucket].repeat(len(own)))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return {"": images, ".start": before}
+
+
 def slopes(net, x, label, **more):
     return torch.autograd.grad(F.cross_entropy(net(x), torch.full((len(x),), label)), list(net.parameters()), **more)
 
@@ -210,6 +227,7 @@ METHODS = {
     "gm.changed": (gm, {"bucket": 0, "rows": [6, 1, 4], "change": ["colour", -0.3, 1.6, 0.7], "each": 1, "tiles": 2}),
     "gm.learn": (learn, {"epochs": 3, "lr": 0.1}),
     "mtt": (mtt, {"begin": 0, "end": 1, "steps": 5, "rate": 0.2}),
+    "idm": (idm, {"steps": [[[0, SOME, ["none"]], 0.0], [[1, ALL, ["shift", 1, -1]], 0.5], [[2, SOME, ["none"]], 2.0]], "lr": 3.0, "each": 2, "tiles": 2}),
 }
 
 

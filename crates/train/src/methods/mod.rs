@@ -5,3 +5,4 @@ pub(crate) mod fit;
 pub(crate) mod import;
 pub(crate) mod offline;
 pub(crate) mod patches;
+pub(crate) mod sisa;

@@ -25,6 +25,8 @@ pub(crate) mod random_label;
 pub(crate) mod retrain;
 pub(crate) mod salun;
 pub(crate) mod scrub;
+pub(crate) mod silver_linings;
+pub(crate) mod sisa;
 pub(crate) mod sparse;
 pub(crate) mod ssd;
 pub(crate) mod top_k;

@@ -331,6 +331,37 @@ def neggrad(case, settings):
     return net
 
 
+def silver_linings(case, settings):
+    """An attacker with random weights, before and after a level that its mean score of the forget samples is brought to."""
+    net, units = case.net(), [5, 64, 32, 1]
+    means, deviations = torch.tensor([0.5, 0.3, 0.2, 1.0, 0.5]), torch.tensor([0.2, 0.1, 0.1, 0.5, 0.5])
+    layers = [(2 / a**0.5 * torch.randn(a, b), torch.randn(b)) for a, b in zip(units, units[1:])]
+    given = torch.cat([means, deviations] + [part.flatten() for layer in layers for part in layer]).float().double()
+    means, deviations, *parts = given.split([5, 5] + [part.numel() for layer in layers for part in layer])
+    layers = [(parts[2 * i].view(a, b), parts[2 * i + 1]) for i, (a, b) in enumerate(zip(units, units[1:]))]
+    x, y = case.x("forget"), case.y("forget")
+
+    def margins():
+        z = net(x)
+        losses = F.cross_entropy(z, y, reduction="none")[:, None]
+        values = torch.cat([z.softmax(1).topk(3).values, losses, (z.argmax(1) == y).double()[:, None]], 1)
+        values = (values - means) / deviations
+        for number, (weight, bias) in enumerate(layers):
+            values = (F.relu(values) if number else values) @ weight + bias
+        return values[:, 0]
+
+    optimiser, first = torch.optim.Adam(parameters(net), lr=settings["lr"]), margins().sigmoid().mean().item()
+    level, done = torch.tensor(first * 0.9).float().item(), 0
+    for _ in range(settings["epochs"]):
+        if margins().sigmoid().mean() <= level:
+            break
+        value = margins()
+        step(optimiser, F.cross_entropy(net(case.x("retain")), case.y("retain")) + settings["lambda"] * F.binary_cross_entropy_with_logits(value, torch.zeros(len(x))))
+        done += 1
+    print(f"attacked with {first:.3f} before and {margins().sigmoid().mean():.3f} after {done} steps; the level is {level:.3f}")
+    return net, torch.cat([given, torch.tensor([level])])
+
+
 def sparse(case, settings):
     net = case.net().train()
     optimiser = sgd(net, settings["lr"])
@@ -525,6 +556,8 @@ METHODS = {
     "mlp.accelerated.scrub": (accelerated, {**FASTER, "variant": "scrub", "ranks": "own", "lr": 0.1}),
     "mlp.accelerated.pooled": (accelerated, {**FASTER, "variant": "finetune", "ranks": "pooled"}),
     "cnn.accelerated.finetune": (accelerated, {**FASTER, "variant": "finetune", "ranks": "own"}),
+    "mlp.silver-linings": (silver_linings, {"lambda": 0.5, "lr": 0.02, "epochs": 12, "share": 1.0}),
+    "cnn.silver-linings": (silver_linings, {"lambda": 2.0, "lr": 0.02, "epochs": 6, "share": 1.0}),
 }
 DRAWN = {
     "mlp.accelerated.finetune": {"epochs": [{"max": [], "steps": [[[2, 0], [0, 1, 2], [1, 0, 3]], [[4, 3, 1], [2, 1, 0], [0, 1, 4]]]}, {"max": [], "steps": [[[1, 3], [1, 0, 2], [2, 1, 3]], [[2, 4, 0], [0, 2, 1], [0, 2, 3]]]}]},
