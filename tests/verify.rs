@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use dcu_artifact::{Metrics, Payload, digest_file};
 use dcu_tests::{KEYS, Project, SMALL};
+use serde_json::json;
 
 /// Changes the bytes of a file, whose size and time stay.
 #[track_caller]
@@ -22,6 +24,40 @@ fn better(bytes: &mut [u8]) {
     let text = b"\"mean\": 0.";
     let place = bytes.windows(text.len()).position(|window| window == text).expect("there is a mean below 1");
     bytes[place + text.len() - 2] = b'1';
+}
+
+/// The records of a store that hold a text.
+fn records(project: &Project, text: &str) -> Vec<PathBuf> {
+    let entries = |folder: &Path| std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let records = entries(&project.store().join("v2").join("results")).into_iter().flat_map(|folder| entries(&folder));
+    records.filter(|record| std::fs::read_to_string(record).unwrap().contains(text)).collect()
+}
+
+/// Puts another artifact in the place of the output of an instance, with its digests and in its record, as whoever wants to be believed would; the next run makes what rests on it.
+fn forge<P: Payload>(project: &Project, name: &str, change: impl FnOnce(&mut P)) {
+    let path = project.artifact(name, &[]);
+    let (mut payload, header) = dcu_artifact::read::<P>(&path).unwrap();
+    change(&mut payload);
+    let forged = project.path("forged.safetensors");
+    let new = dcu_artifact::write(&forged, &payload, &header.provenance).unwrap();
+    let [old_object, object] = [&path, &forged].map(|path| digest_file(path).unwrap().to_string());
+    let (folder, file) = object.split_at(2);
+    let folder = project.store().join("v2").join("objects").join(folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::rename(&forged, folder.join(format!("{file}.safetensors"))).unwrap();
+    for record in records(project, &old_object) {
+        let text = std::fs::read_to_string(&record).unwrap();
+        std::fs::write(&record, text.replace(&old_object, &object).replace(header.digest.as_str(), new.as_str())).unwrap();
+    }
+}
+
+/// Says of all results of a method that they come from another CPU.
+fn from_another_cpu(project: &Project, task: &str) {
+    for record in records(project, &format!("\"task\": \"{task}\"")) {
+        let mut value: serde_json::Value = serde_json::from_slice(&std::fs::read(&record).unwrap()).unwrap();
+        value["cpu"] = json!("abacus");
+        std::fs::write(&record, value.to_string()).unwrap();
+    }
 }
 
 fn report(project: &Project, name: &str) -> PathBuf {
@@ -83,4 +119,32 @@ fn a_signature_goes_with_a_report_that_is_verified() {
     std::fs::write(&signature, bytes).unwrap();
     let error = project.xtask("verify", &["--public", &public]).failure();
     assert!(error.contains("was signed with another key, or changed since"), "{error}");
+}
+
+#[test]
+fn what_comes_from_another_cpu_may_be_rounded_but_not_forged() {
+    let project = Project::new(SMALL);
+    project.xtask("run", &[]).success();
+    forge::<Metrics>(&project, "evaluate@modular#1", |metrics| {
+        metrics.arrays.get_mut("test_losses").unwrap().data[0] += 1e-6;
+    });
+    project.xtask("run", &[]).success();
+    assert!(project.xtask("verify", &[]).failure().contains("1 of the numbers"));
+    from_another_cpu(&project, "attack/evaluate");
+    let verified = project.xtask("verify", &[]).success().stdout;
+    let compared = "compared  evaluate@modular#1: computed on another CPU (abacus): shares within one and a half samples";
+    for part in [compared, "the same  evaluate@base#1", "1 of them within the rounding of another CPU"] {
+        assert!(verified.contains(part), "{verified}");
+    }
+
+    forge::<Metrics>(&project, "evaluate@modular#1", |metrics| {
+        metrics.facts["counts"]["forget"] = json!(5000);
+        metrics.definitions.get_mut("forget_accuracy").unwrap().definition = "share of the forget set that is forgotten".into();
+    });
+    project.xtask("run", &[]).success();
+    let verified = project.xtask("verify", &[]);
+    for part in ["evaluate@modular#1: the fact `counts` is", "evaluate@modular#1: the definition of `forget_accuracy` is"] {
+        assert!(verified.stdout.contains(part), "{}", verified.stdout);
+    }
+    assert!(verified.failure().contains("2 of the numbers or files are not what the artifacts give"));
 }

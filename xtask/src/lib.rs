@@ -22,6 +22,7 @@ mod process;
 mod programs;
 mod reasons;
 mod regress;
+mod rounding;
 mod run;
 mod session;
 mod show;

@@ -6,18 +6,17 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use dcu_artifact::{Metrics, Payload as _, Role, digest_bytes, digest_file, role_of};
+use dcu_artifact::{Metrics, Payload as _, Predictions, Role, digest_bytes, digest_file, role_of};
 use ed25519_dalek::pkcs8::{DecodePrivateKey as _, DecodePublicKey as _};
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 
+use crate::diagnostic::cut;
 use crate::process::{self, Options};
 use crate::reasons::in_one_line;
+use crate::rounding::{self, Rounding, predictions_apart, scores_apart};
 use crate::session::{Known, Session, State};
 use crate::signals;
 use crate::store::{Care, Made};
-
-/// How far a score may be off where it was computed on a CPU with other features, which round otherwise; in its own unit (accuracies are shares).
-const ROUNDING: f64 = 0.005;
 
 /// Who signs, or who is to have signed.
 pub(crate) enum Key {
@@ -41,17 +40,21 @@ pub(crate) fn verify(mut session: Session, given: Option<&Path>, key: &Key) -> a
     if !(0..instances.len()).any(|index| is_report(&index)) {
         bail!("the pipeline `{}` has no report", session.pipeline_name());
     }
-    let mut wrong = 0;
-    let mut tell = |what: &str, differing: &[String]| {
-        wrong += differing.len();
-        match differing {
-            [] => println!("  the same  {what}"),
-            lines => lines.iter().for_each(|line| println!("  differs   {what}: {line}")),
+    let (mut wrong, mut rounded) = (0, 0);
+    let mut tell = |what: &str, outcome: Outcome| match outcome {
+        Outcome::Same => println!("  the same  {what}"),
+        Outcome::Rounded(cpu) => {
+            rounded += 1;
+            println!("  compared  {what}: computed on another CPU ({}): {}", cut(&cpu), rounding::WORDS);
+        }
+        Outcome::Differs(lines) => {
+            wrong += lines.len();
+            lines.iter().for_each(|line| println!("  differs   {what}: {line}"));
         }
     };
     for index in (0..instances.len()).filter(|index| is_score(index) || is_report(index)) {
         signals::check()?;
-        tell(&instances[index].name, &computed_again(&session, index, &known)?);
+        tell(&instances[index].name, computed_again(&session, index, &known)?);
     }
     let files =
         (0..instances.len()).filter(is_report).map(|index| laid_out(&session, index, &known)).collect::<anyhow::Result<Vec<_>>>()?.concat();
@@ -63,8 +66,10 @@ pub(crate) fn verify(mut session: Session, given: Option<&Path>, key: &Key) -> a
             format!("cannot read `{}`\n  help: run `cargo xtask run {file}`, which lays the reports out", path.display())
         })?;
         let is_same = digest_bytes(&bytes) == made.digest;
-        let differing = (!is_same).then(|| "it is not what the report stage has written".to_owned());
-        tell(&path.display().to_string(), differing.as_slice());
+        tell(
+            &path.display().to_string(),
+            if is_same { Outcome::Same } else { Outcome::differs("it is not what the report stage has written") },
+        );
         if made.schema == "file/json" {
             documents.push((path.as_path(), bytes));
         }
@@ -72,7 +77,7 @@ pub(crate) fn verify(mut session: Session, given: Option<&Path>, key: &Key) -> a
     if let Some(given) = given {
         let digest = digest_file(given)?;
         if files.iter().all(|(_, made)| made.digest != digest) {
-            tell(&given.display().to_string(), &["it is none of this pipeline's reports".to_owned()]);
+            tell(&given.display().to_string(), Outcome::differs("it is none of this pipeline's reports"));
         }
     }
     if wrong > 0 {
@@ -85,8 +90,28 @@ pub(crate) fn verify(mut session: Session, given: Option<&Path>, key: &Key) -> a
         Key::Sign(key) => sign(&documents, key)?,
         Key::Check(key) => check_signatures(&documents, key)?,
     }
-    println!("verified: all scores and reports come out the same from the artifacts");
+    match rounded {
+        0 => println!("verified: all scores and reports come out the same from the artifacts"),
+        count => {
+            println!("verified: all scores and reports come out from the artifacts, {count} of them within the rounding of another CPU")
+        }
+    }
     Ok(())
+}
+
+/// How a result compares with what was recorded.
+enum Outcome {
+    Same,
+    /// It is another, as close as the rounding of this CPU lets one expect, on which it was recorded to have been computed.
+    Rounded(String),
+    /// What is different.
+    Differs(Vec<String>),
+}
+
+impl Outcome {
+    fn differs(line: &str) -> Self {
+        Self::Differs(vec![line.to_owned()])
+    }
 }
 
 /// What all instances have made, which must be up to date.
@@ -104,8 +129,8 @@ fn all_known(session: &Session) -> anyhow::Result<Known> {
     Ok(known)
 }
 
-/// Runs an instance once more, beside the store: what came out different from what the store has.
-fn computed_again(session: &Session, index: usize, known: &Known) -> anyhow::Result<Vec<String>> {
+/// Runs an instance once more, beside the store, and compares.
+fn computed_again(session: &Session, index: usize, known: &Known) -> anyhow::Result<Outcome> {
     let instance = &session.plan.instances[index];
     let stored = known[index].as_ref().context("it is there")?;
     let before = &stored.record;
@@ -113,40 +138,33 @@ fn computed_again(session: &Session, index: usize, known: &Known) -> anyhow::Res
     let draft = session.store.draft(&before.key, &lock)?;
     let now = process::run(session, index, known, &draft, &before.key, Options { threads: None, anew: true })
         .with_context(|| format!("`{}` cannot be computed again", instance.name))?;
-    let rounding = if before.cpu == before.parts.computed_on() { 0.0 } else { ROUNDING };
-    let mut differing = Vec::new();
+    let rounding = if before.cpu == before.parts.computed_on() { Rounding::Alike } else { Rounding::Other };
+    let (mut lines, mut is_same) = (Vec::new(), true);
     for (output, made) in &before.outputs {
         let again = &now.outputs[output];
         if again.digest == made.digest {
             continue;
         }
-        if made.schema == Metrics::SCHEMA {
-            let (then, again) = (Metrics::read(&stored.path(output))?, Metrics::read(&session.store.object(again))?);
-            differing.extend(scores_apart(&then, &again, rounding));
-        } else {
-            differing.push(format!("its output `{output}` comes out otherwise"));
+        is_same = false;
+        let (own, new) = (stored.path(output), session.store.object(again));
+        let apart = match made.schema.as_str() {
+            Metrics::SCHEMA => scores_apart(&Metrics::read(&own)?, &Metrics::read(&new)?, rounding),
+            Predictions::SCHEMA => {
+                let [own, new] = [own, new].map(|path| dcu_artifact::read::<Predictions>(&path));
+                predictions_apart(&own?.0, &new?.0, rounding)
+            }
+            _ => vec![format!("its output `{output}` comes out otherwise")],
+        };
+        if apart.is_empty() && rounding == Rounding::Alike {
+            lines.push(format!("its output `{output}` has the same numbers, but not the same bytes"));
         }
+        lines.extend(apart);
     }
-    Ok(differing)
-}
-
-/// The scores that are more than `most` apart, and those that only one of the two has.
-fn scores_apart(before: &Metrics, now: &Metrics, most: f64) -> Vec<String> {
-    let mut lines = Vec::new();
-    for (name, value) in &before.scalars {
-        match now.scalars.get(name) {
-            Some(again) if (again - value).abs() <= most => {}
-            Some(again) => lines.push(format!("`{name}` is {value} in the artifact, and comes out as {again}")),
-            None => lines.push(format!("`{name}` is {value} in the artifact, and does not come out at all")),
-        }
-    }
-    lines.extend(
-        now.scalars.keys().filter(|name| !before.scalars.contains_key(*name)).map(|name| format!("`{name}` is missing in the artifact")),
-    );
-    if lines.is_empty() && most == 0.0 {
-        lines.push("its scores are the same, but not what they were computed from (losses, samples or definitions)".into());
-    }
-    lines
+    Ok(match lines.is_empty() {
+        true if is_same => Outcome::Same,
+        true => Outcome::Rounded(before.cpu.clone()),
+        false => Outcome::Differs(lines),
+    })
 }
 
 /// The files of a report as they lie in the folder of reports.
@@ -204,25 +222,7 @@ fn check_signatures(documents: &[(&Path, Vec<u8>)], key: &Path) -> anyhow::Resul
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
-
-    fn metrics(scores: &[(&str, f64)]) -> Metrics {
-        let scalars: BTreeMap<String, f64> = scores.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
-        Metrics { scalars, ..Metrics::default() }
-    }
-
-    #[test]
-    fn scores_must_be_equal_but_for_the_rounding_of_another_cpu() {
-        let (before, now) = (metrics(&[("a", 0.5), ("b", 1.0)]), metrics(&[("a", 0.504), ("c", 1.0)]));
-        let lines = scores_apart(&before, &now, 0.0);
-        assert_eq!(lines.len(), 3, "{lines:?}");
-        assert!(lines[0].contains("`a` is 0.5 in the artifact, and comes out as 0.504"));
-        assert_eq!(scores_apart(&before, &now, ROUNDING).len(), 2);
-        assert!(scores_apart(&before, &before, 0.0)[0].contains("not what they were computed from"));
-        assert!(scores_apart(&before, &before, ROUNDING).is_empty());
-    }
 
     #[test]
     fn a_signature_is_of_its_key_and_of_each_byte() {
