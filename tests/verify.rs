@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use dcu_artifact::{Metrics, Payload, digest_file};
+use dcu_artifact::{Dataset, Holdout, Metrics, Payload, Predictions, Request, Retain, digest_file};
 use dcu_tests::{KEYS, Project, SMALL};
 use serde_json::json;
 
@@ -147,4 +147,71 @@ fn what_comes_from_another_cpu_may_be_rounded_but_not_forged() {
         assert!(verified.stdout.contains(part), "{}", verified.stdout);
     }
     assert!(verified.failure().contains("2 of the numbers or files are not what the artifacts give"));
+}
+
+#[test]
+fn what_needs_no_training_is_computed_again_too() {
+    let predicted = SMALL.replace(
+        "  report:    {",
+        "  predicted: { uses: attack/predict, in: { model: modular, dataset: data.train, test: data.test } }\n  report:    {",
+    );
+    let project = Project::new(&predicted);
+    project.xtask("run", &[]).success();
+    let verified = project.xtask("verify", &[]).success().stdout;
+    for name in ["data", "holdout", "request#1", "reduced#1", "predicted#1", "evaluate@base#1", "report"] {
+        assert!(verified.contains(&format!("the same  {name}\n")), "{name}: {verified}");
+    }
+    let taken = "taken as recorded: what base, buckets, offline, condensed, modular, retrain learned; seconds, passes, operations";
+    assert!(verified.contains(taken), "{verified}");
+
+    // One after the other is forged, and what rests on it made from that.
+    let again = || drop(project.xtask("run", &[]).success());
+    forge::<Dataset>(&project, "data.train", |dataset| dataset.images.data[0] ^= 255);
+    again();
+    forge::<Holdout>(&project, "holdout", |holdout| holdout.test.truncate(holdout.test.len() - 1));
+    again();
+    forge::<Request>(&project, "request#1", |request| request.retain.extend(request.forget.pop()));
+    again();
+    forge::<Retain>(&project, "reduced#1", |retain| retain.facts.maker = "nobody".into());
+    again();
+    forge::<Predictions>(&project, "predicted#1", |predictions| predictions.logits.data[0] += 1.0);
+    again();
+    let verified = project.xtask("verify", &[]);
+    for name in ["data", "holdout", "request#1", "reduced#1", "predicted#1"] {
+        assert!(verified.stdout.contains(&format!("differs   {name}: ")), "{name}: {}", verified.stdout);
+    }
+    assert!(verified.failure().contains("5 of the numbers or files are not what the artifacts give"));
+}
+
+/// The four files of a data set in the form of MNIST, of two classes in turn.
+fn write_digits(folder: &Path) {
+    std::fs::create_dir_all(folder).unwrap();
+    for (part, count) in [("train", 60_u32), ("t10k", 40)] {
+        let sizes = [count, 8, 8].map(u32::to_be_bytes).concat();
+        let pixels = (0..count).flat_map(|sample| (0..64).map(move |pixel| (sample % 2 * 128 + (sample * pixel) % 97) as u8));
+        let images = [vec![0, 0, 8, 3], sizes.clone(), pixels.collect()].concat();
+        let labels = [vec![0, 0, 8, 1], sizes[..4].to_vec(), (0..count).map(|sample| (sample % 2) as u8).collect()].concat();
+        std::fs::write(folder.join(format!("{part}-images-idx3-ubyte")), images).unwrap();
+        std::fs::write(folder.join(format!("{part}-labels-idx1-ubyte")), labels).unwrap();
+    }
+}
+
+#[test]
+fn data_whose_source_is_out_of_reach_are_taken_on_trust() {
+    let project = Project::new(&SMALL.replace("{ per_class: 20 }", "{ source: idx, path: digits, per_class: 20 }"));
+    write_digits(&project.path("digits"));
+    project.xtask("run", &[]).success();
+    let verified = project.xtask("verify", &[]).success().stdout;
+    assert!(verified.contains("the same  data\n"), "{verified}");
+    std::fs::rename(project.path("digits"), project.path("elsewhere")).unwrap();
+    let verified = project.xtask("verify", &[]).success().stdout;
+    let trust: String = verified.lines().skip_while(|line| !line.starts_with("  on trust  data: ")).take(2).collect();
+    for part in ["digits", "taken as it was recorded, with {", "\"per_class\":20"] {
+        assert!(trust.contains(part), "{verified}");
+    }
+    // Other data in its place are not what the results rest on.
+    write_digits(&project.path("digits"));
+    std::fs::write(project.path("digits").join("t10k-labels-idx1-ubyte"), [vec![0, 0, 8, 1, 0, 0, 0, 40], vec![1; 40]].concat()).unwrap();
+    let error = project.xtask("verify", &[]).failure();
+    assert!(error.contains("`data` is not there to be verified"), "{error}");
 }

@@ -123,7 +123,7 @@ enum Command {
         #[arg(long)]
         update_tolerances: bool,
     },
-    /// Compute the scores of a pipeline and its reports once more from the artifacts, and fail where anything comes out otherwise.
+    /// Compute once more from the artifacts what needs no training, from data and requests to scores and reports, and fail where anything comes out otherwise.
     Verify {
         #[command(flatten)]
         target: Target,
