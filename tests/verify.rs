@@ -113,6 +113,24 @@ fn a_signature_goes_with_a_report_that_is_verified() {
     assert!(error.contains("is not signed"), "{error}");
     project.xtask("verify", &["--sign", &private]).success();
     project.xtask("verify", &["--public", &public]).success();
+    for name in ["report.json", "report.csv", "report.md", "report.txt"] {
+        assert!(report(&project, &format!("{name}.sig")).exists(), "{name}");
+    }
+
+    // Of a file that was handed on, its own signature counts.
+    let copy = project.path("copy.csv");
+    std::fs::copy(report(&project, "report.csv"), &copy).unwrap();
+    let given = ["--report", copy.to_str().unwrap(), "--public", &public];
+    let error = project.xtask("verify", &given).failure();
+    assert!(error.contains("copy.csv` is not signed"), "{error}");
+    std::fs::copy(report(&project, "report.json.sig"), project.path("copy.csv.sig")).unwrap();
+    let error = project.xtask("verify", &given).failure();
+    assert!(error.contains("copy.csv` was signed with another key, or changed since"), "{error}");
+    std::fs::copy(report(&project, "report.csv.sig"), project.path("copy.csv.sig")).unwrap();
+    let verified = project.xtask("verify", &given).success().stdout;
+    let signed: Vec<&str> = verified.lines().filter(|line| line.starts_with("signed with")).collect();
+    assert!(signed.len() == 1 && signed[0].ends_with("copy.csv"), "{verified}");
+
     let signature = report(&project, "report.json.sig");
     let mut bytes = std::fs::read(&signature).unwrap();
     bytes[5] ^= 1;

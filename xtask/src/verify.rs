@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use dcu_artifact::{Metrics, Payload as _, Predictions, Retain, digest_bytes, digest_file, role_of};
+use dcu_artifact::{Metrics, Payload as _, Predictions, Retain, digest_bytes, role_of};
 use ed25519_dalek::pkcs8::{DecodePrivateKey as _, DecodePublicKey as _};
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 
@@ -69,14 +69,14 @@ pub(crate) fn verify(mut session: Session, given: Option<&Path>, key: &Key) -> a
             &path.display().to_string(),
             if is_same { Outcome::Same } else { Outcome::differs("it is not what the report stage has written") },
         );
-        if made.schema == "file/json" {
-            documents.push((path.as_path(), bytes));
-        }
+        documents.push((path.as_path(), bytes));
     }
-    if let Some(given) = given {
-        let digest = digest_file(given)?;
+    let given = given.map(|path| anyhow::Ok((path, std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?)));
+    let given = given.transpose()?;
+    if let Some((path, bytes)) = &given {
+        let digest = digest_bytes(bytes);
         if files.iter().all(|(_, made)| made.digest != digest) {
-            told.tell(&given.display().to_string(), Outcome::differs("it is none of this pipeline's reports"));
+            told.tell(&path.display().to_string(), Outcome::differs("it is none of this pipeline's reports"));
         }
     }
     let Told { wrong, rounded } = told;
@@ -88,7 +88,8 @@ pub(crate) fn verify(mut session: Session, given: Option<&Path>, key: &Key) -> a
     match key {
         Key::None => {}
         Key::Sign(key) => sign(&documents, key)?,
-        Key::Check(key) => check_signatures(&documents, key)?,
+        // Of a report that was handed on, the signature that came with it.
+        Key::Check(key) => check_signatures(given.as_ref().map_or(&documents[..], std::slice::from_ref), key)?,
     }
     taken.dedup();
     let recorded = "seconds, passes, operations and parameters changed are as the runs recorded them";
