@@ -23,6 +23,6 @@ pub use error::{Error, Result};
 pub use schemas::{
     Buckets, Condensed, CondensedFacts, Dataset, DatasetFacts, Definition, Ensemble, EnsembleFacts, Holdout, Members, Metrics, Model,
     ModelFacts, Normalisation, OpenFacts, Part, Payload, Predictions, Reach, Request, RequestFacts, Retain, RetainFacts, RidgeHead, Role,
-    SampleId, Statistics, StatisticsFacts, Weights, WeightsFacts, WeightsKind, known_schemas, role_of, schema_is_known,
+    SampleId, Shown, Statistics, StatisticsFacts, Weights, WeightsFacts, WeightsKind, known_schemas, role_of, schema_is_known,
 };
 pub use write::{replace_file, replace_file_by_way_of, write};
