@@ -163,6 +163,8 @@ pub(crate) fn matched(
 const MOVE: f64 = 1e-7;
 /// Added to norms, which may be 0.
 const EPSILON: f64 = 1e-6;
+/// Added to squares of norms, whose root has no slope at 0: too little to change any other.
+const TINY: f64 = 1e-30;
 
 /// The sum over outputs of one minus the cosine between the gradients of the weights that lead there, and its slope by `own`; biases and normalisation do not count.
 fn distance(own: &Gradients, wanted: &Gradients) -> candle_core::Result<(f64, Gradients)> {
@@ -171,7 +173,7 @@ fn distance(own: &Gradients, wanted: &Gradients) -> candle_core::Result<(f64, Gr
     let mut sum: Option<Tensor> = None;
     for (name, own) in variables.iter().filter(|(_, own)| own.rank() > 1) {
         let (own, wanted) = (own.flatten_from(1)?, wanted.get(name).expect("of the same network").flatten_from(1)?);
-        let norm = |rows: &Tensor| rows.sqr()?.sum(1)?.sqrt();
+        let norm = |rows: &Tensor| (rows.sqr()?.sum(1)? + TINY)?.sqrt();
         let product = (&own * &wanted)?.sum(1)?;
         let cosine = (product / ((norm(&own)? * norm(&wanted)?)? + EPSILON)?)?;
         let part = cosine.affine(-1.0, 1.0)?.sum_all()?;
@@ -223,6 +225,19 @@ mod tests {
         let rows = slope.get("weight").unwrap().to_vec2::<f32>().unwrap();
         assert!(rows[0][1] < -0.9 && rows[1].iter().all(|value| value.abs() < 1e-5), "{rows:?}");
         assert_eq!(slope.get("bias").unwrap().to_vec1::<f32>().unwrap(), [0.0; 2]);
+    }
+
+    #[test]
+    fn an_output_without_a_gradient_has_a_slope_that_is_a_number() {
+        // Of a dead unit, own and wanted.
+        for (own, wanted) in [([0.0, 0.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]), ([1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 3.0, 4.0])] {
+            let (distance, slope) = distance(&of(&own), &of(&wanted)).unwrap();
+            let values = slope.get("weight").unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert!((distance - 1.0).abs() < 1e-5 && values.iter().all(|value| value.is_finite()), "{distance} {values:?}");
+        }
+        let none = [0.0; 4];
+        let values = distance(&of(&none), &of(&none)).unwrap().1.get("weight").unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values, none);
     }
 
     /// The difference of gradients is the slope of the distance by a pixel.
