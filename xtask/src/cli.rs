@@ -123,17 +123,17 @@ enum Command {
         #[arg(long)]
         update_tolerances: bool,
     },
-    /// Compute the scores of a pipeline and its reports once more from the artifacts, and fail where anything comes out otherwise.
+    /// Compute once more from the artifacts what needs no training, from data and requests to scores and reports, and fail where anything comes out otherwise.
     Verify {
         #[command(flatten)]
         target: Target,
         /// A report that was handed on, which must be one of the pipeline's to the byte.
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
-        /// Sign the JSON of the reports: with a private key for ed25519, in PEM as openssl writes it. The signature lies beside it as `.sig`.
+        /// Sign the files of the reports: with a private key for ed25519, in PEM as openssl writes it. Each signature lies beside its file as `.sig`.
         #[arg(long, value_name = "KEY", conflicts_with = "public")]
         sign: Option<PathBuf>,
-        /// Check these signatures, with a public key in PEM.
+        /// Check these signatures, or with `--report` that beside this file, with a public key in PEM.
         #[arg(long, value_name = "KEY")]
         public: Option<PathBuf>,
     },

@@ -23,6 +23,7 @@ mod programs;
 mod reasons;
 mod regress;
 mod results;
+mod rounding;
 mod run;
 mod session;
 mod show;

@@ -76,10 +76,14 @@ impl Session {
 
     /// All that decides the result of an instance, or the instances that must run before it is known.
     pub(crate) fn parts(&self, index: usize, known: &Known) -> Result<Parts, Vec<usize>> {
-        let instance = &self.plan.instances[index];
-        if instance.problem.is_some() {
+        if self.plan.instances[index].problem.is_some() {
             return Err(vec![index]);
         }
+        self.parts_as_checked(index, known)
+    }
+
+    fn parts_as_checked(&self, index: usize, known: &Known) -> Result<Parts, Vec<usize>> {
+        let instance = &self.plan.instances[index];
         let missing: Vec<usize> = instance.needs().into_iter().filter(|&need| known[need].is_none()).collect();
         if !missing.is_empty() {
             return Err(missing);
@@ -174,6 +178,20 @@ impl Session {
                 let last = self.store.last(self.pipeline_name(), &self.plan.instances[index].name);
                 State::Stale(last.map_or_else(|| vec![Reason::NeverRan], |last| differences(&last, &parts)))
             }
+        }
+    }
+
+    /// The result that an instance had last, if nothing has changed but what lies outside, which cannot be asked, and the parameters, which are not known without it.
+    pub(crate) fn last_result(&self, index: usize, known: &Known) -> Option<Stored> {
+        let last = self.store.last(self.pipeline_name(), &self.plan.instances[index].name)?;
+        let now = self.parts_as_checked(index, known).ok()?;
+        let now = Parts { parameters: last.parameters.clone(), externals: last.externals.clone(), ..now };
+        if now != last {
+            return None;
+        }
+        match self.store.find(&self.task_folder(index), &last.key(), &self.provenance(index, &last), self.care) {
+            Found::Result(stored) => Some(*stored),
+            Found::Damaged(_) | Found::Nothing => None,
         }
     }
 

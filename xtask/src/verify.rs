@@ -1,23 +1,26 @@
 //! `cargo xtask verify`: whether the numbers of a report are those that the artifacts give, and who says so.
 //!
-//! Nothing is believed but the artifacts: each file that the report rests on is read whole and compared with its digest, every score is computed again from the models, the report is written
-//! again from these, and what lies in the folder of reports is compared with it byte by byte.
+//! Each file that the report rests on is read whole and compared with its digest. What needs no training is computed again from its inputs: data, requests and other choices of samples,
+//! predictions and scores. The report is written again from these, and what lies in the folder of reports is compared with it byte by byte. What was learned is taken as it is, and so is
+//! what the runs recorded of their cost; both are named at the end.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use dcu_artifact::{Metrics, Payload as _, Role, digest_bytes, digest_file, role_of};
+use dcu_artifact::{Metrics, Payload as _, Predictions, Retain, digest_bytes, role_of};
 use ed25519_dalek::pkcs8::{DecodePrivateKey as _, DecodePublicKey as _};
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 
+use crate::diagnostic::cut;
+use crate::plan::{Instance, Task};
 use crate::process::{self, Options};
-use crate::reasons::in_one_line;
+use crate::reasons::{Reason, in_one_line};
+use crate::rounding::{self, Rounding, predictions_apart, scores_apart};
 use crate::session::{Known, Session, State};
 use crate::signals;
-use crate::store::{Care, Made};
-
-/// How far a score may be off where it was computed on a CPU with other features, which round otherwise; in its own unit (accuracies are shares).
-const ROUNDING: f64 = 0.005;
+use crate::store::{Care, Made, Stored};
+use crate::supervise::StageFailure;
 
 /// Who signs, or who is to have signed.
 pub(crate) enum Key {
@@ -32,26 +35,25 @@ pub(crate) enum Key {
 pub(crate) fn verify(mut session: Session, given: Option<&Path>, key: &Key) -> anyhow::Result<()> {
     signals::install();
     session.care = Care::Bytes;
-    let known = all_known(&session)?;
+    let (known, on_trust) = all_known(&session)?;
     let instances = &session.plan.instances;
     println!("every file of {} results is what it was when it was written", instances.len());
-    let outputs = |index: usize| instances[index].outputs.iter();
-    let is_report = |index: &usize| outputs(*index).any(|output| output.schema.starts_with("file/"));
-    let is_score = |index: &usize| outputs(*index).any(|output| role_of(&output.schema) == Some(Role::Scores));
+    let is_report = |index: &usize| instances[*index].outputs.iter().any(|output| output.schema.starts_with("file/"));
     if !(0..instances.len()).any(|index| is_report(&index)) {
         bail!("the pipeline `{}` has no report", session.pipeline_name());
     }
-    let mut wrong = 0;
-    let mut tell = |what: &str, differing: &[String]| {
-        wrong += differing.len();
-        match differing {
-            [] => println!("  the same  {what}"),
-            lines => lines.iter().for_each(|line| println!("  differs   {what}: {line}")),
-        }
-    };
-    for index in (0..instances.len()).filter(|index| is_score(index) || is_report(index)) {
+    let (mut told, mut taken) = (Told::default(), Vec::new());
+    for (index, instance) in instances.iter().enumerate() {
         signals::check()?;
-        tell(&instances[index].name, &computed_again(&session, index, &known)?);
+        if !needs_no_training(instance) {
+            taken.push(instance.stage.as_str());
+            continue;
+        }
+        let outcome = match on_trust.get(&index) {
+            Some(why) => Outcome::on_trust(why, known[index].as_ref()),
+            None => computed_again(&session, index, &known)?,
+        };
+        told.tell(&instance.name, outcome);
     }
     let files =
         (0..instances.len()).filter(is_report).map(|index| laid_out(&session, index, &known)).collect::<anyhow::Result<Vec<_>>>()?.concat();
@@ -63,18 +65,21 @@ pub(crate) fn verify(mut session: Session, given: Option<&Path>, key: &Key) -> a
             format!("cannot read `{}`\n  help: run `cargo xtask run {file}`, which lays the reports out", path.display())
         })?;
         let is_same = digest_bytes(&bytes) == made.digest;
-        let differing = (!is_same).then(|| "it is not what the report stage has written".to_owned());
-        tell(&path.display().to_string(), differing.as_slice());
-        if made.schema == "file/json" {
-            documents.push((path.as_path(), bytes));
-        }
+        told.tell(
+            &path.display().to_string(),
+            if is_same { Outcome::Same } else { Outcome::differs("it is not what the report stage has written") },
+        );
+        documents.push((path.as_path(), bytes));
     }
-    if let Some(given) = given {
-        let digest = digest_file(given)?;
+    let given = given.map(|path| anyhow::Ok((path, std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?)));
+    let given = given.transpose()?;
+    if let Some((path, bytes)) = &given {
+        let digest = digest_bytes(bytes);
         if files.iter().all(|(_, made)| made.digest != digest) {
-            tell(&given.display().to_string(), &["it is none of this pipeline's reports".to_owned()]);
+            told.tell(&path.display().to_string(), Outcome::differs("it is none of this pipeline's reports"));
         }
     }
+    let Told { wrong, rounded } = told;
     if wrong > 0 {
         let file = session.plan.pipeline.document.file.display();
         let help = format!("help: after a run with other settings, `cargo xtask run {file}` with these lays their reports out again");
@@ -83,70 +88,146 @@ pub(crate) fn verify(mut session: Session, given: Option<&Path>, key: &Key) -> a
     match key {
         Key::None => {}
         Key::Sign(key) => sign(&documents, key)?,
-        Key::Check(key) => check_signatures(&documents, key)?,
+        // Of a report that was handed on, the signature that came with it.
+        Key::Check(key) => check_signatures(given.as_ref().map_or(&documents[..], std::slice::from_ref), key)?,
     }
-    println!("verified: all scores and reports come out the same from the artifacts");
+    taken.dedup();
+    let recorded = "seconds, passes, operations and parameters changed are as the runs recorded them";
+    println!("taken as recorded: what {} learned; {recorded}", if taken.is_empty() { "no stage".to_owned() } else { taken.join(", ") });
+    match rounded {
+        0 => println!("verified: all scores and reports come out the same from the artifacts"),
+        count => {
+            println!("verified: all scores and reports come out from the artifacts, {count} of them within the rounding of another CPU")
+        }
+    }
     Ok(())
 }
 
-/// What all instances have made, which must be up to date.
-fn all_known(session: &Session) -> anyhow::Result<Known> {
-    let (states, known) = session.states();
-    for (instance, state) in session.plan.instances.iter().zip(&states) {
-        let why = match state {
-            State::Cached(_) => continue,
-            State::Stale(reasons) => in_one_line(reasons),
+/// How a result compares with what was recorded.
+enum Outcome {
+    Same,
+    /// It is another, as close as the rounding of this CPU lets one expect, on which it was recorded to have been computed.
+    Rounded(String),
+    /// It could not be computed again, and why.
+    OnTrust(String),
+    /// What is different.
+    Differs(Vec<String>),
+}
+
+impl Outcome {
+    fn differs(line: &str) -> Self {
+        Self::Differs(vec![line.to_owned()])
+    }
+
+    /// With the parameters that it was made with, of which nothing else speaks then.
+    fn on_trust(why: &str, stored: Option<&Stored>) -> Self {
+        let parameters = stored.map(|stored| stored.record.parts.parameters.to_string()).unwrap_or_default();
+        Self::OnTrust(format!("{why}\n            it is taken as it was recorded, with {parameters}"))
+    }
+}
+
+/// What was printed.
+#[derive(Default)]
+struct Told {
+    wrong: usize,
+    rounded: usize,
+}
+
+impl Told {
+    fn tell(&mut self, what: &str, outcome: Outcome) {
+        match outcome {
+            Outcome::Same => println!("  the same  {what}"),
+            Outcome::Rounded(cpu) => {
+                self.rounded += 1;
+                println!("  compared  {what}: computed on another CPU ({}): {}", cut(&cpu), rounding::WORDS);
+            }
+            Outcome::OnTrust(why) => println!("  on trust  {what}: {why}"),
+            Outcome::Differs(lines) => {
+                self.wrong += lines.len();
+                lines.iter().for_each(|line| println!("  differs   {what}: {line}"));
+            }
+        }
+    }
+}
+
+/// Whether all that an instance makes follows from its inputs without training, so that it can be computed again at little cost.
+fn needs_no_training(instance: &Instance) -> bool {
+    instance.outputs.iter().all(|output| output.schema.starts_with("file/") || role_of(&output.schema).is_some())
+}
+
+/// What all instances have made, which must be up to date; and of those whose source outside is out of reach, so that nobody can say whether they are, why.
+fn all_known(session: &Session) -> anyhow::Result<(Known, BTreeMap<usize, String>)> {
+    let (mut known, mut on_trust): (Known, _) = (vec![None; session.plan.instances.len()], BTreeMap::new());
+    for (index, instance) in session.plan.instances.iter().enumerate() {
+        let why = match session.state(index, &known) {
+            State::Cached(stored) => {
+                known[index] = Some(*stored);
+                continue;
+            }
+            State::Stale(reasons) => {
+                let is_out_of_reach = reasons.iter().any(|reason| matches!(reason, Reason::Outside(_) | Reason::NotAsked(_)));
+                let why = in_one_line(&reasons);
+                if is_out_of_reach && let Some(stored) = session.last_result(index, &known) {
+                    known[index] = Some(stored);
+                    on_trust.insert(index, why);
+                    continue;
+                }
+                why
+            }
             State::Waits(_) => "it waits for others".into(),
         };
         let file = session.plan.pipeline.document.file.display();
         bail!("`{}` is not there to be verified ({why})\n  help: run `cargo xtask run {file}` first, with the same `--set`", instance.name);
     }
-    Ok(known)
+    Ok((known, on_trust))
 }
 
-/// Runs an instance once more, beside the store: what came out different from what the store has.
-fn computed_again(session: &Session, index: usize, known: &Known) -> anyhow::Result<Vec<String>> {
+/// Runs an instance once more, beside the store, and compares.
+fn computed_again(session: &Session, index: usize, known: &Known) -> anyhow::Result<Outcome> {
     let instance = &session.plan.instances[index];
     let stored = known[index].as_ref().context("it is there")?;
     let before = &stored.record;
     let lock = session.store.lock(&before.key, |_| Ok(signals::check()?))?;
     let draft = session.store.draft(&before.key, &lock)?;
-    let now = process::run(session, index, known, &draft, &before.key, Options { threads: None, anew: true })
-        .with_context(|| format!("`{}` cannot be computed again", instance.name))?;
-    let rounding = if before.cpu == before.parts.computed_on() { 0.0 } else { ROUNDING };
-    let mut differing = Vec::new();
+    let now = match process::run(session, index, known, &draft, &before.key, Options { threads: None, anew: true }) {
+        Ok(now) => now,
+        Err(error) if !instance.checked.externals.is_empty() && error.is::<StageFailure>() => {
+            return Ok(Outcome::on_trust(&format!("its source cannot be read ({error})"), Some(stored)));
+        }
+        Err(error) => return Err(error.context(format!("`{}` cannot be computed again", instance.name))),
+    };
+    let rounding = if before.cpu == before.parts.computed_on() { Rounding::Alike } else { Rounding::Other };
+    let (mut lines, mut is_same) = (Vec::new(), true);
     for (output, made) in &before.outputs {
         let again = &now.outputs[output];
         if again.digest == made.digest {
             continue;
         }
-        if made.schema == Metrics::SCHEMA {
-            let (then, again) = (Metrics::read(&stored.path(output))?, Metrics::read(&session.store.object(again))?);
-            differing.extend(scores_apart(&then, &again, rounding));
-        } else {
-            differing.push(format!("its output `{output}` comes out otherwise"));
+        is_same = false;
+        let (own, new) = (stored.path(output), session.store.object(again));
+        let apart = match made.schema.as_str() {
+            Metrics::SCHEMA => scores_apart(&Metrics::read(&own)?, &Metrics::read(&new)?, rounding),
+            Predictions::SCHEMA => {
+                let [own, new] = [own, new].map(|path| dcu_artifact::read::<Predictions>(&path));
+                predictions_apart(&own?.0, &new?.0, rounding)
+            }
+            // Which rows features choose may depend on their last bits.
+            Retain::SCHEMA if rounding == Rounding::Other && matches!(instance.task, Task::Method { uses_device: true, .. }) => {
+                let why = format!("it was computed on another CPU ({}), where other rows may be chosen", cut(&before.cpu));
+                return Ok(Outcome::on_trust(&why, Some(stored)));
+            }
+            _ => vec![format!("its output `{output}` comes out otherwise")],
+        };
+        if apart.is_empty() && rounding == Rounding::Alike {
+            lines.push(format!("its output `{output}` has the same numbers, but not the same bytes"));
         }
+        lines.extend(apart);
     }
-    Ok(differing)
-}
-
-/// The scores that are more than `most` apart, and those that only one of the two has.
-fn scores_apart(before: &Metrics, now: &Metrics, most: f64) -> Vec<String> {
-    let mut lines = Vec::new();
-    for (name, value) in &before.scalars {
-        match now.scalars.get(name) {
-            Some(again) if (again - value).abs() <= most => {}
-            Some(again) => lines.push(format!("`{name}` is {value} in the artifact, and comes out as {again}")),
-            None => lines.push(format!("`{name}` is {value} in the artifact, and does not come out at all")),
-        }
-    }
-    lines.extend(
-        now.scalars.keys().filter(|name| !before.scalars.contains_key(*name)).map(|name| format!("`{name}` is missing in the artifact")),
-    );
-    if lines.is_empty() && most == 0.0 {
-        lines.push("its scores are the same, but not what they were computed from (losses, samples or definitions)".into());
-    }
-    lines
+    Ok(match lines.is_empty() {
+        true if is_same => Outcome::Same,
+        true => Outcome::Rounded(before.cpu.clone()),
+        false => Outcome::Differs(lines),
+    })
 }
 
 /// The files of a report as they lie in the folder of reports.
@@ -204,25 +285,7 @@ fn check_signatures(documents: &[(&Path, Vec<u8>)], key: &Path) -> anyhow::Resul
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
-
-    fn metrics(scores: &[(&str, f64)]) -> Metrics {
-        let scalars: BTreeMap<String, f64> = scores.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
-        Metrics { scalars, ..Metrics::default() }
-    }
-
-    #[test]
-    fn scores_must_be_equal_but_for_the_rounding_of_another_cpu() {
-        let (before, now) = (metrics(&[("a", 0.5), ("b", 1.0)]), metrics(&[("a", 0.504), ("c", 1.0)]));
-        let lines = scores_apart(&before, &now, 0.0);
-        assert_eq!(lines.len(), 3, "{lines:?}");
-        assert!(lines[0].contains("`a` is 0.5 in the artifact, and comes out as 0.504"));
-        assert_eq!(scores_apart(&before, &now, ROUNDING).len(), 2);
-        assert!(scores_apart(&before, &before, 0.0)[0].contains("not what they were computed from"));
-        assert!(scores_apart(&before, &before, ROUNDING).is_empty());
-    }
 
     #[test]
     fn a_signature_is_of_its_key_and_of_each_byte() {

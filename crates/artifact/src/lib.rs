@@ -23,7 +23,7 @@ pub use error::{Error, Result};
 pub use schemas::{
     Buckets, Condensed, CondensedFacts, Dataset, DatasetFacts, Definition, Ensemble, EnsembleFacts, Holdout, Members, Metrics, Model,
     ModelFacts, Normalisation, OpenFacts, Part, Payload, Predictions, Reach, Request, RequestFacts, Retain, RetainFacts, RidgeHead, Role,
-    SampleId, Shards, ShardsFacts, Statistics, StatisticsFacts, Weights, WeightsFacts, WeightsKind, known_schemas, role_of,
+    SampleId, Shards, ShardsFacts, Shown, Statistics, StatisticsFacts, Weights, WeightsFacts, WeightsKind, known_schemas, role_of,
     schema_is_known,
 };
 pub use write::{replace_file, replace_file_by_way_of, write};

@@ -172,11 +172,16 @@ impl Canvas {
     /// One step down the slope of a loss of the images.
     ///
     /// # Errors
-    /// When the loss is not finite, or does not depend on the images.
+    /// When the loss or its slope is not finite, or does not depend on the images.
     pub(crate) fn step(&mut self, gradient: Option<Tensor>, loss: f64, rate: f64) -> candle_core::Result<()> {
         let Some(gradient) = gradient.filter(|_| loss.is_finite()) else {
             bail!("the condensation diverged: the loss is {loss}; give a lower `lr`");
         };
+        // A sum of sizes is a number only where all of them are.
+        let size = gradient.abs()?.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()?;
+        if !size.is_finite() {
+            bail!("the condensation diverged: the loss is {loss}, but its slope by the pixels holds what is no number; give a lower `lr`");
+        }
         let gradients: Gradients = [("images".to_owned(), gradient)].into_iter().collect();
         self.optimiser.step(&BTreeMap::from([("images", &self.images)]), &gradients, rate)
     }
@@ -378,6 +383,29 @@ mod tests {
 
     fn flat(tensor: &Tensor) -> Vec<f32> {
         tensor.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn a_step_along_what_is_no_number_is_refused() {
+        let facts = dcu_artifact::DatasetFacts {
+            source: "test".into(),
+            class_names: vec!["a".into()],
+            normalisation: dcu_artifact::Normalisation { mean: vec![0.5], std: vec![0.25] },
+            names: None,
+        };
+        let dataset =
+            Dataset { images: Array::new(vec![1, 1, 1, 2], vec![0, 255]), labels: vec![0], original_labels: None, ids: vec![7], facts };
+        let centroids = Array::new(vec![1, 1], vec![0.0]);
+        let buckets = Buckets { ids: vec![7], bucket: vec![0], class: vec![0], centroids, k: 1 };
+        let mut canvas = Canvas::drawn(&dataset, &buckets, 1, 1, &Streams::new(1, "test")).unwrap();
+        let before = flat(canvas.pixels());
+        for value in [f32::NAN, f32::INFINITY] {
+            let error = canvas.step(Some(images(&[0.5, value], [1, 1, 1, 2])), 1.0, 0.1).unwrap_err().to_string();
+            assert!(error.contains("no number") && error.contains("lower `lr`"), "{error}");
+        }
+        assert_eq!(flat(canvas.pixels()), before);
+        canvas.step(Some(images(&[0.5, 0.0], [1, 1, 1, 2])), 1.0, 0.1).unwrap();
+        assert_ne!(flat(canvas.pixels()), before);
     }
 
     #[test]

@@ -35,15 +35,17 @@ pub(crate) enum Fall {
     Linear,
     /// It falls along half a cosine, to 0 behind the last step.
     Cosine,
-    /// It rises evenly over the first 15 % of the course, and falls evenly to 0 behind the last step.
+    /// It rises evenly from 0 over the first 15 % of the course, and falls evenly to 0 behind the last step. A single step has all of it.
     Cycle,
 }
 
 impl Fall {
-    /// The share of the first rate that is left after a share of the course.
-    fn left(self, gone: f64) -> f64 {
+    /// The share of the rate that is left for a step, counted from 0, of so many.
+    fn left(self, step: u64, steps: usize) -> f64 {
+        let gone = step as f64 / steps as f64;
         match self {
             Self::Constant => 1.0,
+            Self::Cycle if steps == 1 => 1.0,
             Self::Linear => 1.0 - gone,
             Self::Cosine => f64::midpoint(1.0, (std::f64::consts::PI * gone).cos()),
             Self::Cycle if gone < RISE => gone / RISE,
@@ -185,8 +187,8 @@ impl Pupil<'_> {
             let (modes, trainable) = (self.course.modes, &self.course.trainable);
             let logits = self.network.forward(&images, &dcu_nn::Part::ALL, modes, trainable, &mut dropout)?;
             let value = loss(&self.network, &Batch { samples, rows, images: &images, logits: &logits })?;
-            let gone = index as f64 / (self.course.epochs * batches.len()) as f64;
-            self.step(&value, self.course.lr * self.course.fall.left(gone), purpose)?;
+            let left = self.course.fall.left(index, self.course.epochs * batches.len());
+            self.step(&value, self.course.lr * left, purpose)?;
         }
         Ok(())
     }
@@ -292,6 +294,22 @@ pub(crate) mod check {
 mod tests {
     use super::*;
     use crate::frame::tests::task;
+
+    #[test]
+    fn a_cycle_rises_and_falls_but_for_a_single_step() {
+        assert_eq!(Fall::Cycle.left(0, 1), 1.0);
+        for steps in [2, 3, 20, 700] {
+            for step in 0..steps {
+                let gone = step as f64 / steps as f64;
+                let expected = if gone < 0.15 { gone / 0.15 } else { (1.0 - gone) / (1.0 - 0.15) };
+                assert_eq!(Fall::Cycle.left(step as u64, steps).to_bits(), expected.to_bits(), "{step} of {steps}");
+            }
+        }
+        assert_eq!(
+            [Fall::Linear, Fall::Cosine, Fall::Constant].map(|fall| fall.left(1, 2)),
+            [0.5, f64::midpoint(1.0, (std::f64::consts::PI * 0.5).cos()), 1.0]
+        );
+    }
 
     #[test]
     fn no_batch_has_one_row() {

@@ -353,6 +353,7 @@ pub(crate) mod tests {
                 retain: 2,
                 reach: Reach::Bucket,
                 normalisation: original.dataset.facts.normalisation.clone(),
+                shown: None,
             },
         };
         let with = |ids| Task::new(original.model.clone(), dataset(), request(), Some(&retain(ids)), Streams::new(1, "test"));

@@ -30,7 +30,7 @@ pub use metrics::{Definition, Metrics};
 pub use model::{Model, ModelFacts, RidgeHead};
 pub use predictions::Predictions;
 pub use request::{Request, RequestFacts};
-pub use retain::{Retain, RetainFacts};
+pub use retain::{Retain, RetainFacts, Shown};
 pub use role::{Role, role_of};
 pub use shards::{Shards, ShardsFacts};
 pub use statistics::{Statistics, StatisticsFacts};

@@ -35,6 +35,18 @@ pub struct RetainFacts {
     pub reach: Reach,
     /// How pixels become numbers, in the dataset and in the condensed images.
     pub normalisation: Normalisation,
+    /// What the condensed images show of single samples. Not there where nothing was asked to be forgotten, and in sets of earlier releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shown: Option<Shown>,
+}
+
+/// Condensed images that show single samples, by their rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shown {
+    /// Images with a forgotten sample behind them, or of a bucket that holds one.
+    pub forgotten: Vec<u32>,
+    /// Images that show one real sample as it is.
+    pub single: Vec<u32>,
 }
 
 impl Retain {
@@ -103,6 +115,11 @@ impl Payload for Retain {
         }
         if retain.facts.retain == 0 {
             return Err("the fact `retain`, the size of the retain set, is 0".into());
+        }
+        if let Some(Shown { forgotten, single }) = &retain.facts.shown
+            && let Some(row) = forgotten.iter().chain(single).find(|&&row| row as usize >= rows)
+        {
+            return Err(format!("the fact `shown` names the condensed image {row}; there are {rows}"));
         }
         Ok(retain)
     }

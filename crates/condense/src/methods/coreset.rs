@@ -98,6 +98,7 @@ impl Method for Coreset {
                 retain: rows.len(),
                 reach: Reach::Bucket,
                 normalisation: dataset.facts.normalisation.clone(),
+                shown: None,
             },
         };
         context.progress().note(&format!("{} of {} retained samples", retain.ids.len(), rows.len()));

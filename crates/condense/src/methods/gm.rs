@@ -3,11 +3,11 @@
 //!
 //! What the distance of two gradients says of the pixels is a product with the mixed second derivatives of the loss. It is taken as the difference of the gradients of the pixels at
 //! weights on both sides, so that first derivatives are enough. Some of the thousands of units have their kink near by, and a difference across one has nothing to do with the slope:
-//! the sides are so near to one another that f64 is needed to tell them apart. The networks begin with random weights and see condensed images alone: what an image shows comes from its
-//! bucket.
+//! the sides are so near to one another that f64 is needed to tell them apart. The networks begin with random weights: what an image shows comes from its bucket. With `outer` above 1
+//! they learn from the condensed images of all buckets in between, and the reach is `global`.
 
 use candle_core::{DType, Tensor, Var};
-use dcu_artifact::{Buckets, Condensed, Dataset, Model};
+use dcu_artifact::{Buckets, Condensed, Dataset, Model, Reach};
 use dcu_nn::optimiser::{Optimiser, Rule};
 use dcu_nn::rng::Streams;
 use dcu_nn::{Gradients, Network, Samples, Trainable, ops};
@@ -63,7 +63,7 @@ impl Default for Parameters {
 
 impl Method for Gm {
     const NAME: &'static str = "gm";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const SUMMARY: &'static str = "Condenses each bucket to images that give the gradients that the bucket gives";
     const USES_SEED: bool = true;
     const INPUTS: &'static [Input] = &[Input::one::<Dataset>("dataset"), Input::one::<Buckets>("buckets"), Input::unused::<Model>("model")];
@@ -123,7 +123,11 @@ impl Method for Gm {
             context.progress().step("networks", start + 1, parameters.networks);
             canvas.offer(&mut checkpoints, start + 1)?;
         }
-        context.write("condensed", &canvas.finish(&dataset, Self::NAME)?)
+        let mut condensed = canvas.finish(&dataset, Self::NAME)?;
+        if parameters.outer > 1 {
+            condensed.facts.reach = Reach::Global;
+        }
+        context.write("condensed", &condensed)
     }
 }
 
@@ -163,6 +167,8 @@ pub(crate) fn matched(
 const MOVE: f64 = 1e-7;
 /// Added to norms, which may be 0.
 const EPSILON: f64 = 1e-6;
+/// Added to squares of norms, whose root has no slope at 0: too little to change any other.
+const TINY: f64 = 1e-30;
 
 /// The sum over outputs of one minus the cosine between the gradients of the weights that lead there, and its slope by `own`; biases and normalisation do not count.
 fn distance(own: &Gradients, wanted: &Gradients) -> candle_core::Result<(f64, Gradients)> {
@@ -171,7 +177,7 @@ fn distance(own: &Gradients, wanted: &Gradients) -> candle_core::Result<(f64, Gr
     let mut sum: Option<Tensor> = None;
     for (name, own) in variables.iter().filter(|(_, own)| own.rank() > 1) {
         let (own, wanted) = (own.flatten_from(1)?, wanted.get(name).expect("of the same network").flatten_from(1)?);
-        let norm = |rows: &Tensor| rows.sqr()?.sum(1)?.sqrt();
+        let norm = |rows: &Tensor| (rows.sqr()?.sum(1)? + TINY)?.sqrt();
         let product = (&own * &wanted)?.sum(1)?;
         let cosine = (product / ((norm(&own)? * norm(&wanted)?)? + EPSILON)?)?;
         let part = cosine.affine(-1.0, 1.0)?.sum_all()?;
@@ -223,6 +229,19 @@ mod tests {
         let rows = slope.get("weight").unwrap().to_vec2::<f32>().unwrap();
         assert!(rows[0][1] < -0.9 && rows[1].iter().all(|value| value.abs() < 1e-5), "{rows:?}");
         assert_eq!(slope.get("bias").unwrap().to_vec1::<f32>().unwrap(), [0.0; 2]);
+    }
+
+    #[test]
+    fn an_output_without_a_gradient_has_a_slope_that_is_a_number() {
+        // Of a dead unit, own and wanted.
+        for (own, wanted) in [([0.0, 0.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]), ([1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 3.0, 4.0])] {
+            let (distance, slope) = distance(&of(&own), &of(&wanted)).unwrap();
+            let values = slope.get("weight").unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert!((distance - 1.0).abs() < 1e-5 && values.iter().all(|value| value.is_finite()), "{distance} {values:?}");
+        }
+        let none = [0.0; 4];
+        let values = distance(&of(&none), &of(&none)).unwrap().1.get("weight").unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values, none);
     }
 
     /// The difference of gradients is the slope of the distance by a pixel.

@@ -12,7 +12,7 @@ use dcu_nn::recipe::{OptimiserName, Recipe};
 use dcu_nn::rng::Streams;
 use dcu_nn::train::Fit;
 use dcu_nn::{Architecture, Gradients, Network, Samples, Trainable, ops};
-use dcu_stage::{Context, Input, Method, Output, Rejected};
+use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -103,8 +103,10 @@ impl Method for Mtt {
             context.progress().step("experts", expert + 1, parameters.experts);
         }
         let network = Network::initialised(&architecture, &streams)?;
+        let mut checkpoints = context.checkpoints();
+        let first = canvas.resume(&checkpoints)?;
         context.progress().phase("matching");
-        for step in 0..parameters.steps {
+        for step in first..parameters.steps {
             let mut stream = streams.indexed("start", step as u64);
             let way = &ways[stream.below(ways.len())];
             let from = stream.below(way.len() - parameters.span);
@@ -112,6 +114,7 @@ impl Method for Mtt {
             let (gradient, distance) = matched(&network, &canvas, &way[from], &way[from + parameters.span], steps)?;
             canvas.step(Some(gradient), distance, parameters.lr)?;
             context.progress().step("steps", step + 1, parameters.steps);
+            canvas.offer(&mut checkpoints, step + 1)?;
         }
         let mut condensed = canvas.finish(&dataset, Self::NAME)?;
         condensed.facts.reach = Reach::Global;
@@ -138,13 +141,16 @@ fn way(architecture: &Architecture, samples: &Samples, parameters: &Parameters, 
 }
 
 /// What the distance between where a student ends that starts at `from`, and `to`, says of the pixels, and the distance, as a share of that between `from` and `to`.
+///
+/// # Errors
+/// When these are the same, or the student comes to where there are no numbers.
 pub(crate) fn matched(
     network: &Network,
     canvas: &Canvas,
     from: &Gradients,
     to: &Gradients,
     (steps, rate): (usize, f64),
-) -> candle_core::Result<(Tensor, f64)> {
+) -> anyhow::Result<(Tensor, f64)> {
     let trainable = Trainable::all(network.graph());
     let mut network = in_f64(network)?;
     let [from, to] = [from, to].map(|weights| weights.map(|_, tensor| tensor.to_dtype(DType::F64)));
@@ -158,13 +164,22 @@ pub(crate) fn matched(
         let (mut gradients, mut of_inputs) = backward_to(&loss, &[(&network, &trainable)], &[&inputs])?;
         Ok::<_, candle_core::Error>((gradients.swap_remove(0), of_inputs.swap_remove(0)))
     };
+    let whole = from.plus(-1.0, &to)?.norm()?.powi(2);
+    if whole == 0.0 {
+        let remedy = "give a larger `student_lr`, at which experts learn too, or a `span` of more epochs";
+        return Err(Failure::new("an expert did not move in the `span` of epochs that a student is to make up", remedy).into());
+    }
     let mut passed = vec![from.clone()];
     for step in 0..steps {
         let next = passed[step].plus(-rate, &slopes(&passed[step])?.0)?;
         passed.push(next);
     }
-    let (missing, whole) = (passed[steps].plus(-1.0, &to)?, from.plus(-1.0, &to)?.norm()?.powi(2));
+    let missing = passed[steps].plus(-1.0, &to)?;
     let distance = missing.norm()?.powi(2) / whole;
+    if !distance.is_finite() {
+        let remedy = "give a lower `student_lr`, or fewer `student_steps`";
+        return Err(Failure::new(format!("a student diverged: its distance from the expert is {distance}"), remedy).into());
+    }
     let mut slope = missing.scaled(2.0 / whole)?;
     let mut of_images = inputs.zeros_like()?;
     for at in passed[..steps].iter().rev() {
@@ -191,8 +206,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn the_pixels_move_as_the_distance_says() {
+    /// Four samples in two buckets, their images, and a small network.
+    fn world() -> (Dataset, Canvas, Architecture, Streams) {
         let facts = DatasetFacts {
             source: "test".into(),
             class_names: vec!["a".into(), "b".into()],
@@ -212,6 +227,24 @@ mod tests {
         let streams = Streams::new(1, "test");
         let canvas = Canvas::drawn(&dataset, &buckets, 1, 1, &streams).unwrap();
         let architecture = convnet3(&dataset, &[4, 4, 4]);
+        (dataset, canvas, architecture, streams)
+    }
+
+    #[test]
+    fn an_expert_that_did_not_move_is_refused_with_its_parameter() {
+        let (_, canvas, architecture, streams) = world();
+        let network = Network::initialised(&architecture, &streams).unwrap();
+        let same = weights(&network).unwrap();
+        let failure = matched(&network, &canvas, &same, &same, (3, 0.1)).unwrap_err().downcast::<Failure>().unwrap();
+        assert!(failure.message.contains("did not move") && failure.remedy.contains("`student_lr`"), "{failure:?}");
+        let other = same.scaled(2.0).unwrap();
+        let failure = matched(&network, &canvas, &same, &other, (3, 1e300)).unwrap_err().downcast::<Failure>().unwrap();
+        assert!(failure.message.contains("student diverged") && failure.remedy.contains("`student_lr`"), "{failure:?}");
+    }
+
+    #[test]
+    fn the_pixels_move_as_the_distance_says() {
+        let (dataset, canvas, architecture, streams) = world();
         let parameters = Parameters { expert_epochs: 3, student_lr: 0.1, ..Parameters::default() };
         let way = way(&architecture, &Samples::of_whole_dataset(&dataset), &parameters, streams.clone()).unwrap();
         assert_eq!(way.len(), 4);

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use anyhow::ensure;
-use dcu_artifact::{Buckets, Condensed, Dataset, Reach, Request, Retain, RetainFacts, SampleId};
+use dcu_artifact::{Buckets, Condensed, Dataset, Members, Reach, Request, Retain, RetainFacts, SampleId, Shown};
 use dcu_stage::{Context, Failure, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -48,9 +48,12 @@ impl Default for Parameters {
     }
 }
 
+/// An image in which one sample has this share of all weights shows that sample.
+const ALONE: f32 = 0.9;
+
 impl Method for Reduce {
     const NAME: &'static str = "reduce";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const SUMMARY: &'static str = "Condensed images of untouched buckets, and the retained images of those that hold a forgotten one";
     const USES_SEED: bool = false;
     const INPUTS: &'static [Input] = &[
@@ -107,6 +110,11 @@ fn reduce(
             reach = reach.max(reach_of(dataset, &condensed.members[row].ids)?);
         }
     }
+    let rows_where = |fits: &dyn Fn(usize) -> bool| (0_u32..).zip(&kept).filter(|(_, row)| fits(**row)).map(|(place, _)| place).collect();
+    let shows_forgotten = |row: usize| hit[condensed.bucket[row] as usize] || condensed.members[row].ids.iter().any(|id| gone.contains(id));
+    let shown = request
+        .is_some()
+        .then(|| Shown { forgotten: rows_where(&shows_forgotten), single: rows_where(&|row| is_of_one(&condensed.members[row])) });
     let weight = |row: usize| match parameters.weights {
         Weighing::Alike => 1.0,
         Weighing::Members => condensed.members[row].ids.len() as f32,
@@ -128,8 +136,16 @@ fn reduce(
             // Nothing condensed, nothing seen.
             reach: if kept.is_empty() { Reach::Bucket } else { reach },
             normalisation: dataset.facts.normalisation.clone(),
+            shown,
         },
     })
+}
+
+/// Whether an image stands for one sample, or is nearly that.
+fn is_of_one(members: &Members) -> bool {
+    let sizes = || members.weights.iter().map(|weight| weight.abs());
+    let (all, largest) = (sizes().sum::<f32>(), sizes().fold(0.0, f32::max));
+    members.ids.len() == 1 || (all > 0.0 && largest >= ALONE * all)
 }
 
 /// What an image with forgotten samples among these behind it shows of others.
@@ -159,7 +175,7 @@ fn check_same_data(dataset: &Dataset, request: Option<&Request>, buckets: &Bucke
 
 #[cfg(test)]
 mod tests {
-    use dcu_artifact::{Array, CondensedFacts, DatasetFacts, Members, Normalisation, RequestFacts};
+    use dcu_artifact::{Array, CondensedFacts, DatasetFacts, Normalisation, RequestFacts};
 
     use super::*;
 
@@ -238,6 +254,21 @@ mod tests {
         let (dataset, _, buckets, condensed) = world(&[2], &[]);
         let all = reduce(&Parameters::default(), &dataset, None, &buckets, &condensed).unwrap();
         assert_eq!((all.ids, all.condensed_buckets, all.facts.retain), (vec![], vec![0, 1, 2], 6));
+        assert_eq!(all.facts.shown, None, "whose samples these are nobody has asked");
+    }
+
+    #[test]
+    fn images_of_touched_buckets_and_of_single_samples_are_named() {
+        let (dataset, request, buckets, mut condensed) = world(&[2], &[]);
+        // Of bucket 2 one sample is left; of bucket 0 one counts for nearly all of the image.
+        condensed.members[2] = Members { ids: vec![4], weights: vec![0.0] };
+        condensed.members[0].weights = vec![0.01, -0.95];
+        let with = |touched| {
+            let parameters = Parameters { touched, ..Parameters::default() };
+            reduce(&parameters, &dataset, Some(&request), &buckets, &condensed).unwrap().facts.shown.unwrap()
+        };
+        assert_eq!(with(Touched::Replace), Shown { forgotten: vec![], single: vec![0, 1] });
+        assert_eq!(with(Touched::Keep), Shown { forgotten: vec![1], single: vec![0, 2] });
     }
 
     #[test]

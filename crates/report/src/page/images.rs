@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
-use dcu_artifact::{Reach, Retain};
+use dcu_artifact::{Reach, Retain, Shown};
 use maud::html;
 
 use super::Section;
@@ -14,11 +14,24 @@ const A_CLASS: usize = 8;
 const CLASSES: usize = 20;
 const BYTES: usize = 400_000;
 
-/// Images of the first reduced set that has some. These are what a method learns from: a bucket with a forgotten sample has none there.
+/// Images of the first reduced set that has some. These are what a method learns from.
 pub(crate) fn section(report: &Report<'_>, sets: &[Retain]) -> anyhow::Result<Option<Section>> {
     let Some(set) = sets.iter().find(|set| !set.condensed_buckets.is_empty()) else { return Ok(None) };
+    let count = set.condensed_buckets.len();
+    let images = match showable(set) {
+        Ok(images) => images,
+        Err(why) => {
+            let body = html! { p { (count) " condensed images are among what was learned from. None is shown here: " (why) } };
+            return Ok(Some(Section { id: "images", title: "Condensed images", body }));
+        }
+    };
+    let left_out = match count - images.len() {
+        0 => String::new(),
+        1 => "One that stands for a single sample, and would show it, is left out. ".to_owned(),
+        several => format!("{several} that stand for a single sample each, and would show it, are left out. "),
+    };
     let mut classes: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    for image in 0..set.condensed_buckets.len() {
+    for image in images {
         let targets = set.condensed_targets.row(image);
         let class = (0..targets.len()).fold(0, |best, class| if targets[class] > targets[best] { class } else { best });
         classes.entry(class).or_default().push(image);
@@ -51,8 +64,8 @@ pub(crate) fn section(report: &Report<'_>, sets: &[Retain]) -> anyhow::Result<Op
     let shown = shown.collect::<anyhow::Result<Vec<_>>>()?;
     let body = html! {
         p {
-            (set.condensed_buckets.len()) " condensed images stand for samples of the retain set. " (made)
-            " Shown are " (each) " of a class at most. No forgotten sample is shown."
+            (count) " condensed images stand for samples of the retain set. " (made)
+            " Shown are " (each) " of a class at most. " (left_out) "No forgotten sample is shown."
         }
         div.images {
             @for (name, count, url, width, height) in &shown {
@@ -64,6 +77,25 @@ pub(crate) fn section(report: &Report<'_>, sets: &[Retain]) -> anyhow::Result<Op
         }
     };
     Ok(Some(Section { id: "images", title: "Condensed images", body }))
+}
+
+/// The images that may be shown, or why none may: the page can be handed on, and so must show neither what is to be forgotten nor anybody's photograph.
+fn showable(set: &Retain) -> Result<Vec<usize>, String> {
+    let count = set.condensed_buckets.len();
+    let Some(Shown { forgotten, single }) = &set.facts.shown else {
+        return Err(
+            "the set does not say whether forgotten samples are behind them, as it was made without the request or by an earlier release."
+                .into(),
+        );
+    };
+    if !forgotten.is_empty() {
+        return Err(format!("{} stand for buckets that hold forgotten samples, and were kept all the same.", forgotten.len()));
+    }
+    let images: Vec<usize> = (0..count).filter(|&image| !single.contains(&(image as u32))).collect();
+    if images.is_empty() {
+        return Err("each stands for a single sample, and would show it.".into());
+    }
+    Ok(images)
 }
 
 /// These images side by side, as a PNG, with its width and height.
@@ -102,17 +134,17 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn pixels_are_those_before_the_normalisation() {
-        // Two images of two rows and one column, in three channels.
+    /// Two images of two rows and one column, in three channels.
+    fn set(shown: Option<Shown>) -> Retain {
         let images = Array::new(vec![2, 3, 2, 1], vec![-0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 9.0, -9.0, 0.0, 0.0, 0.0, 0.1]);
         let facts = RetainFacts {
             maker: "reduce".into(),
             retain: 2,
             reach: Reach::Bucket,
             normalisation: Normalisation { mean: vec![0.5; 3], std: vec![1.0, 1.0, 2.0] },
+            shown,
         };
-        let set = Retain {
+        Retain {
             ids: Vec::new(),
             weights: Vec::new(),
             condensed_images: images,
@@ -120,8 +152,22 @@ mod tests {
             condensed_buckets: vec![0, 1],
             condensed_weights: vec![1.0, 1.0],
             facts,
-        };
-        let (bytes, width, height) = picture(&set, &[0, 1]).unwrap();
+        }
+    }
+
+    #[test]
+    fn images_of_forgotten_and_of_single_samples_are_not_shown() {
+        let of = |forgotten: &[u32], single: &[u32]| showable(&set(Some(Shown { forgotten: forgotten.to_vec(), single: single.to_vec() })));
+        assert_eq!(of(&[], &[]), Ok(vec![0, 1]));
+        assert_eq!(of(&[], &[0]), Ok(vec![1]));
+        assert!(of(&[], &[0, 1]).unwrap_err().contains("single sample"));
+        assert!(of(&[1], &[]).unwrap_err().contains("1 stand for buckets that hold forgotten samples"));
+        assert!(showable(&set(None)).unwrap_err().contains("without the request or by an earlier release"));
+    }
+
+    #[test]
+    fn pixels_are_those_before_the_normalisation() {
+        let (bytes, width, height) = picture(&set(None), &[0, 1]).unwrap();
         let mut reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info().unwrap();
         let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
         reader.next_frame(&mut pixels).unwrap();

@@ -60,7 +60,7 @@ pub(crate) struct Parameters {
     retain_batch: usize,
     /// By what rule a step is made.
     steps: Steps,
-    /// The largest learning rate, after 15 % of the steps; it rises evenly from 0 and falls evenly to 0.
+    /// The largest learning rate, after 15 % of the steps; it rises evenly from 0 and falls evenly to 0. A single step has this rate.
     lr: f64,
     /// What a retain sample is held to.
     keep: Keep,
@@ -84,7 +84,7 @@ impl Default for Parameters {
 
 impl Unlearn for Match {
     const NAME: &'static str = "match";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const SUMMARY: &'static str =
         "Teaches the model, of each forget sample, the prediction of models that never saw it (an ensemble by folds)";
     const WIRES: Wires = Wires { ensemble: Need::Must, ..Wires::RETAIN };
