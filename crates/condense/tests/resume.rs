@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dcu_artifact::{Array, Buckets, Dataset, DatasetFacts, Normalisation, Payload, Producer, Provenance, write};
 use serde_json::{Value, json};
@@ -39,7 +39,7 @@ fn put<P: Payload>(path: &Path, payload: &P) {
 /// `dcu-condense mtt`, which writes `name` and may write a checkpoint behind each step.
 fn mtt(folder: &Path, name: &str) -> Command {
     let parameters =
-        json!({ "experts": 1, "expert_epochs": 1, "span": 1, "student_steps": 2, "steps": 60, "lr": 1.0, "widths": [2, 2, 2] });
+        json!({ "experts": 1, "expert_epochs": 1, "span": 1, "student_steps": 2, "steps": 20, "lr": 1.0, "widths": [2, 2, 2] });
     std::fs::write(folder.join("parameters.json"), parameters.to_string()).unwrap();
     let at = |key: &str, file: &str| format!("{key}={}", folder.join(file).display());
     let mut command = Command::new(env!("CARGO_BIN_EXE_dcu-condense"));
@@ -61,9 +61,8 @@ fn trajectories_are_matched_on_from_a_checkpoint() {
     let folder = world();
     let mut child = mtt(&folder, "broken").spawn().unwrap();
     let checkpoint = folder.join("broken.checkpoint").join("clock.json");
-    let begin = Instant::now();
     while !checkpoint.exists() {
-        assert!(begin.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none(), "there is no checkpoint");
+        assert!(child.try_wait().unwrap().is_none(), "it ended without a checkpoint");
         std::thread::sleep(Duration::from_millis(1));
     }
     child.kill().unwrap();
