@@ -42,15 +42,17 @@ pub(crate) fn write(session: &Session, settings: &[String], file: &Path, section
     Ok(())
 }
 
-/// What a reader types to get the same; where images lie is his own affair.
+/// What a reader types to get the same; where a copy of the hub's images lies is his own affair.
 fn command(session: &Session, settings: &[String]) -> String {
-    let is_local = |setting: &&String| ["data.source=", "data.path="].iter().any(|start| setting.starts_with(start));
+    let is_local = |setting: &&String| setting.starts_with("data.path=") || setting.as_str() == "data.source=parquet";
+    let is_plain = |setting: &str| setting.chars().all(|character| character.is_ascii_alphanumeric() || "_.=,/-".contains(character));
     let quoted = |setting: &String| {
-        if setting.contains([' ', '[', '"', '*']) { format!(" --set \"{setting}\"") } else { format!(" --set {setting}") }
+        if is_plain(setting) { format!(" --set {setting}") } else { format!(" --set '{}'", setting.replace('\'', "'\\''")) }
     };
     let settings: String = settings.iter().filter(|setting| !is_local(setting)).map(quoted).collect();
-    let file = session.plan.pipeline.document.file.file_name().unwrap_or_default().to_string_lossy();
-    format!("cargo xtask run pipelines/{file}{settings}")
+    let file = session.plan.pipeline.document.file.display().to_string();
+    let shown = std::env::current_dir().ok().and_then(|here| file.strip_prefix(&format!("{}/", here.display())).map(str::to_owned));
+    format!("cargo xtask run {}{settings}", shown.unwrap_or(file))
 }
 
 /// A report without its title, its headings a level below that of the section.

@@ -11,7 +11,7 @@ pub(crate) type Scores = Vec<f64>;
 const EASIER: f64 = 0.3;
 /// Where probabilities end, so that their ratios are numbers.
 const LEAST: f64 = 1e-30;
-/// With so many models a sample's deviation is its own; with fewer that of all samples together serves (Carlini et al., arXiv 2112.03570).
+/// With so many models a sample's deviation is its own; with fewer that of all samples of its side (members, or others) together serves (after Carlini et al., arXiv 2112.03570).
 const ENOUGH: usize = 64;
 /// What no deviation is below.
 const NARROWEST: f64 = 1e-6;

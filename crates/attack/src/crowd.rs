@@ -181,7 +181,7 @@ fn best_threshold(positives: &[f64], negatives: &[f64]) -> f64 {
     best.min(MOST)
 }
 
-/// How alike models are to one another, all with all: a Gaussian kernel on their margins of all samples, as wide as the median distance.
+/// How alike models are to one another, all with all: a Gaussian kernel on their margins of all samples, as wide as the median distance between them.
 #[derive(Debug)]
 pub(crate) struct Kernel {
     values: Vec<Vec<f64>>,

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use statrs::distribution::{ContinuousCDF as _, StudentsT};
 
 /// How often models are dealt anew to both sides.
-const DEALS: u64 = 200;
+const DEALS: u64 = 999;
 
 pub(crate) fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
@@ -61,6 +61,11 @@ impl Mean {
         StudentsT::new(0.0, 1.0, self.freedom).expect("there are degrees of freedom")
     }
 
+    /// Whether the values that it is of do not vary: what it would be with others is not known then.
+    pub(crate) fn is_rigid(self) -> bool {
+        self.error == 0.0
+    }
+
     /// Its 95 % interval.
     pub(crate) fn interval(self) -> (f64, f64) {
         let half = self.student().inverse_cdf(0.975) * self.error;
@@ -104,7 +109,7 @@ pub(crate) fn discoveries(probabilities: &[f64], rate: f64) -> Vec<bool> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Tested {
     pub(crate) value: f64,
-    /// Its 95 % interval, by leaving out one model after the other (jackknife).
+    /// Its 95 % interval, by leaving out one model after the other, or one pair where there are as many of both (jackknife).
     pub(crate) interval: (f64, f64),
     /// Its mean where all models are dealt anew to two groups of the same sizes, at random.
     pub(crate) floor: f64,
@@ -117,14 +122,19 @@ impl Tested {
     pub(crate) fn new(own: usize, other: usize, streams: &Streams, statistic: impl Fn(&[usize], &[usize]) -> f64 + Sync) -> Self {
         let models: Vec<usize> = (0..own + other).collect();
         let value = statistic(&models[..own], &models[own..]);
-        let without = |model: usize| {
-            let left: Vec<usize> = models.iter().copied().filter(|other| *other != model).collect();
-            let (one, two) = left.split_at(if model < own { own - 1 } else { own });
-            statistic(one, two)
+        let without = |left_out: &[usize]| {
+            let of = |group: &[usize]| group.iter().copied().filter(|model| !left_out.contains(model)).collect::<Vec<_>>();
+            statistic(&of(&models[..own]), &of(&models[own..]))
         };
-        let without: Vec<f64> = models.par_iter().map(|&model| without(model)).collect();
         let spread = |values: &[f64]| variance(values) * (values.len() - 1).pow(2) as f64 / values.len() as f64;
-        let half = 1.96 * (spread(&without[..own]) + spread(&without[own..])).sqrt();
+        let squared = if own == other {
+            // Pair by pair: a statistic of groups of one size can be another where the sizes differ.
+            spread(&(0..own).into_par_iter().map(|pair| without(&[pair, own + pair])).collect::<Vec<f64>>())
+        } else {
+            let each: Vec<f64> = models.par_iter().map(|&model| without(&[model])).collect();
+            spread(&each[..own]) + spread(&each[own..])
+        };
+        let half = 1.96 * squared.sqrt();
         let dealt = |deal: u64| {
             let dealt = streams.indexed("deal", deal).permutation(own + other);
             statistic(&dealt[..own], &dealt[own..])
@@ -140,6 +150,13 @@ impl Tested {
             probability: (1 + as_large) as f64 / (1 + dealt.len()) as f64,
         }
     }
+}
+
+/// The least probability that dealing so many models can show: that of the deals that are the groups themselves, or of all deals that are tried.
+pub(crate) fn least_probability(own: usize, other: usize) -> f64 {
+    let ways = (0..own).map(|place| (own + other - place) as f64 / (own - place) as f64).product::<f64>();
+    let same = if own == other { 2.0 } else { 1.0 };
+    (same / ways).max(1.0 / (1 + DEALS) as f64)
 }
 
 #[cfg(test)]
@@ -183,6 +200,12 @@ mod tests {
         let found = discoveries(&[0.01, 0.04, 0.03, 0.005, 0.6, 0.2, 0.012, 0.9], 0.05);
         assert_eq!(found, [true, false, false, true, false, false, true, false]);
         assert_eq!(discoveries(&[0.6, 0.9], 0.05), [false, false]);
+    }
+
+    #[test]
+    fn so_few_models_can_show_so_little() {
+        assert!((least_probability(4, 4) - 2.0 / 70.0).abs() < 1e-12 && (least_probability(3, 4) - 1.0 / 35.0).abs() < 1e-12);
+        assert_eq!(least_probability(16, 16), 0.001);
     }
 
     #[test]

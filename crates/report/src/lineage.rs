@@ -292,7 +292,7 @@ impl Instance {
         match self.uses.as_str() {
             RETRAIN if self.inputs.contains_key("retain") => Some("it learns from a set that stands for the retained samples".to_owned()),
             RETRAIN => None,
-            STATISTICS if self.inputs.contains_key("request") => None,
+            STATISTICS | "train/sisa" if self.inputs.contains_key("request") => None,
             other => Some(format!("it is made by `{other}`")),
         }
     }

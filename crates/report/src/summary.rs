@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use dcu_artifact::Request;
 use serde_json::Value;
 
+use crate::audits::Said;
 use crate::page::shortened;
 use crate::report::Report;
 use crate::rows::{ATTACK, FORGET, Row};
@@ -36,8 +37,11 @@ pub(crate) fn summary(report: &Report<'_>, requests: &[Request]) -> Vec<(&'stati
 /// The names of rows, or how many there are.
 pub(crate) fn named(rows: &[&Row<'_>]) -> String {
     let names: Vec<String> = rows.iter().map(|row| shortened(&row.name(), NAME)).collect();
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    if names.len() <= NAMES { listed(&names) } else { format!("{} and {} others", names[..NAMES - 1].join(", "), names.len() - NAMES + 1) }
+    some(&names.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn some(names: &[&str]) -> String {
+    if names.len() <= NAMES { listed(names) } else { format!("{} and {} others", names[..NAMES - 1].join(", "), names.len() - NAMES + 1) }
 }
 
 fn counted(count: u64) -> String {
@@ -141,6 +145,12 @@ fn found(contenders: &[&Row<'_>]) -> Option<String> {
         (Beside::Below, "gives", "give", "the forgotten samples their label less often than retraining, which betrays them as well"),
         (Beside::Alike, "gives", "give", "the forgotten samples their label as often as retraining"),
         (
+            Beside::Near,
+            "is",
+            "are",
+            "not as retraining in how often the forgotten samples get their label, though it is not sure that it is by more than 2 points",
+        ),
+        (
             Beside::NotToBeTold,
             "cannot",
             "cannot",
@@ -164,6 +174,10 @@ fn found(contenders: &[&Row<'_>]) -> Option<String> {
             }
             rows => format!("an attack on the losses finds the forgotten samples of {} more often than those of retraining", named(rows)),
         });
+        let hidden: Vec<&Row<'_>> = attacked.iter().filter(|(_, difference, noise)| -difference > *noise).map(|(row, ..)| *row).collect();
+        if !hidden.is_empty() {
+            sentences.push(format!("those of {} less often, which betrays them as well", named(&hidden)));
+        }
     }
     (!sentences.is_empty()).then(|| sentences.join("; ") + ".")
 }
@@ -171,16 +185,17 @@ fn found(contenders: &[&Row<'_>]) -> Option<String> {
 /// Which methods are told from retraining by what many models say of single samples.
 fn single_samples(report: &Report<'_>) -> Option<String> {
     let told = report.audits.told();
-    let names = |is_told: bool| {
-        told.iter().filter(|(.., told)| *told == is_told).map(|(audit, ..)| shortened(audit.method, NAME)).collect::<Vec<_>>()
+    let names = |said: Said| {
+        let names: Vec<String> = told.iter().filter(|(.., told)| *told == said).map(|(audit, ..)| shortened(&audit.method, NAME)).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        (!names.is_empty()).then(|| some(&names))
     };
-    let list = |names: &[String]| listed(&names.iter().map(String::as_str).collect::<Vec<_>>());
-    let (found, others) = (names(true), names(false));
     let sentences = [
-        (!found.is_empty()).then(|| {
-            format!("over many models, what is said of single samples tells {} from retraining, beyond what chance explains", list(&found))
+        names(Said::Told).map(|names| {
+            format!("over many models, what is said of single samples tells {names} from retraining, beyond what chance explains")
         }),
-        (!others.is_empty()).then(|| format!("{} cannot be told from retraining in this way, with so many models", list(&others))),
+        names(Said::NotTold).map(|names| format!("{names} cannot be told from retraining in this way, with so many models")),
+        names(Said::Undecided).map(|names| format!("so few models cannot decide it for {names}")),
     ];
     let sentences: Vec<String> = sentences.into_iter().flatten().collect();
     (!sentences.is_empty()).then(|| sentences.join("; ") + ".")
@@ -269,9 +284,10 @@ fn not_proven(report: &Report<'_>) -> String {
         .iter()
         .any(|judged| judged.metrics.facts.get("forgotten_classes").and_then(Value::as_array).is_some_and(|classes| !classes.is_empty()));
     let whole = if classes { " Of a class that was forgotten whole, the model's other knowledge may still say much." } else { "" };
+    let which = if report.audits.0.is_empty() { "one that looks at single samples, or that knows more," } else { "one that knows more" };
     format!(
         "that no trace is left. Scores that agree with those of retraining are not the same model, and an attack that finds nothing is one \
-            attack: one that looks at single samples, or that knows more, may find what this does not.{whole} Nothing here says whether the \
+            attack: {which} may find what this does not.{whole} Nothing here says whether the \
             request named all that it should, or whether it satisfies a law."
     )
 }

@@ -16,6 +16,8 @@ pub(crate) enum Beside {
     Below,
     /// The whole interval of the difference is within the margin.
     Alike,
+    /// There is a difference, which may be within the margin or larger.
+    Near,
     /// The difference may be none, or larger than the margin.
     NotToBeTold,
 }
@@ -28,6 +30,7 @@ pub(crate) fn beside(row: &Row<'_>, score: Score) -> Option<Beside> {
         above if above > MARGIN && low > 0.0 => Beside::Above,
         below if below < -MARGIN && high < 0.0 => Beside::Below,
         _ if low >= -MARGIN && high <= MARGIN => Beside::Alike,
+        _ if low > 0.0 || high < 0.0 => Beside::Near,
         _ => Beside::NotToBeTold,
     })
 }
@@ -87,11 +90,14 @@ fn forgetting(row: &Row<'_>) -> Option<String> {
             )
         }
         Beside::Alike => format!("gives the forgotten samples their label as often as retraining ({ours} and {theirs})"),
-        Beside::NotToBeTold => {
+        told @ (Beside::Near | Beside::NotToBeTold) => {
             let (low, high) = difference(row, FORGET)?.ends();
-            format!(
-                "gives the forgotten samples their label in {ours}, retraining in {theirs}: a difference between {low:.0} and {high:.0} points, which may be none"
-            )
+            let what = if told == Beside::Near {
+                format!("between {low:.1} and {high:.1} points, which may be more than {MARGIN:.0}")
+            } else {
+                format!("between {low:.0} and {high:.0} points, which may be none")
+            };
+            format!("gives the forgotten samples their label in {ours}, retraining in {theirs}: a difference {what}")
         }
     })
 }
@@ -249,6 +255,17 @@ mod tests {
         let text = of(Case("modular", 1, &[], [1.0, 0.0, 0.9, 0.7]), [retrain(1)]);
         assert!(text.contains("more often than those of retraining (70 % and 50 %"), "{text}");
         assert!(text.contains("without a second one nothing says how much of that is chance"), "{text}");
+    }
+
+    #[test]
+    fn a_difference_that_is_there_is_not_called_none() {
+        let cases = |label: &'static str, values: [f64; 4]| {
+            (1..).zip(values).map(move |(seed, forget)| Case(label, seed, &[], [0.9, forget, 0.8, 0.6]))
+        };
+        let mut all: Vec<Case> = cases("modular", [0.71, 0.72, 0.715, 0.725]).collect();
+        let first = all.remove(0);
+        let text = of(first, all.into_iter().chain(cases("retrain", [0.70; 4])));
+        assert!(text.contains("a difference between 0.7 and 2.8 points, which may be more than 2"), "{text}");
     }
 
     #[test]

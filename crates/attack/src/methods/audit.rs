@@ -19,7 +19,7 @@ use crate::crowd::{Kernel, binned_divergences, class_shift, divergences, forgett
 use crate::membership::{Comparison, FEWEST_PAIRS};
 use crate::roc::Roc;
 use crate::said::Said;
-use crate::statistics::{Mean, Tested, discoveries, mean, percentile, welch_test};
+use crate::statistics::{Mean, Tested, discoveries, least_probability, mean, percentile, welch_test};
 
 pub(crate) struct Audit;
 
@@ -252,6 +252,8 @@ impl Audited<'_> {
                 "forget": sets.forget.rows.len(), "pairs": sets.forget.others.len(), "population": sets.population.len(),
             }),
         );
+        // No verdict by dealing models anew can be surer than this.
+        metrics.facts.insert("least_probability".into(), json!(least_probability(crowd.unlearned.len(), crowd.retrained.len())));
         metrics.facts.insert("class_names".into(), json!(dataset.facts.class_names));
         metrics.ids.insert("forget_ids".into(), sets.forget_ids.clone());
     }
@@ -284,7 +286,7 @@ impl Audited<'_> {
         let retrained: Vec<usize> = (groups[0]..groups[0] + groups[1]).collect();
 
         let attack = "how often the likelihood ratio of a sample's margin, under normal distributions over the other models of both kinds, tells an unlearned from a retrained model, mean \
-                      over samples and both kinds (U-LiRA); 0.5 is chance";
+                      over samples and both kinds (U-LiRA); its floor is chance";
         let of_forget = crowd.tested(|own, other| likelihood_ratio_attack(&margins, own, other));
         self.tested("likelihood_ratio_attack", of_forget, "fraction", &format!("of forget samples: {attack}"));
         if sets.retain.rows.is_empty() {
@@ -298,7 +300,9 @@ impl Audited<'_> {
         let roc = Roc::new(&ratios, &others);
         for (name, rate, words) in RATES {
             let name = format!("likelihood_ratio_tpr_{name}");
-            match roc.at(rate) {
+            // Of one model less, too, for the interval.
+            let resolves = (retrained.len() - 1) as f64 * sets.forget.rows.len() as f64 * rate >= 1.0;
+            match roc.at(rate).filter(|_| resolves) {
                 Some(_) => {
                     let tested = crowd.tested(|own, other| {
                         let (ratios, others) = likelihood_ratios(&margins, own, other);
@@ -343,15 +347,16 @@ impl Audited<'_> {
         let definition = "how differently unlearned and retrained models divide the forget samples of a class among the classes that they predict: total variation, mean over classes";
         self.tested("class_shift", shift, "fraction", definition);
 
-        let kernel = Kernel::new(&margins);
+        // Each is as wide as the distances between the models that it compares.
+        let (kernel, with_originals) = (Kernel::new(&margins[..groups[0] + groups[1]]), Kernel::new(&margins));
         let discrepancy = crowd.tested(|own, other| kernel.discrepancy(own, other));
-        let definition = "squared maximum mean discrepancy of the margins of all forget samples, models being points, by a Gaussian kernel as wide as the median distance; 0 where they are alike";
+        let definition = "squared maximum mean discrepancy of the margins of all forget samples, models being points, by a Gaussian kernel as wide as the median distance between two of these models; 0 where they are alike";
         self.tested("discrepancy", discrepancy, "score", definition);
         if groups[2] < FEWEST_MODELS {
             self.absent("nearer_to_original", &format!("it needs {FEWEST_MODELS} models or more at the input `originals`"));
         } else {
             let originals: Vec<usize> = (groups[0] + groups[1]..groups.iter().sum()).collect();
-            let position = crowd.tested(|own, other| kernel.position(own, other, &originals));
+            let position = crowd.tested(|own, other| with_originals.position(own, other, &originals));
             let definition = "discrepancy from retrained models as a share of that from retrained and that from original ones; 0 where unlearned models are as retrained ones, 1 as originals";
             self.tested("nearer_to_original", position, "fraction", definition);
         }
@@ -465,7 +470,13 @@ impl Audited<'_> {
     fn of_models(&mut self, name: &str, values: Option<(Vec<f64>, Vec<f64>)>, definition: &str, reason: &str) {
         let Some((unlearned, retrained)) = values else { return self.absent(name, reason) };
         let own = Mean::of(&unlearned);
-        self.score(name, own.value, own.interval(), "fraction", definition);
+        self.score(
+            name,
+            own.value,
+            own.interval(),
+            "fraction",
+            &format!("{definition}; interval over the unlearned models, references as they are"),
+        );
         self.metrics.scalar(
             &format!("{name}_floor"),
             mean(&retrained),
@@ -508,6 +519,10 @@ impl Audited<'_> {
                 "difference of fractions",
                 &format!("accuracy of unlearned less that of retrained models, {paired}"),
             );
+            if gap.is_rigid() {
+                self.absent(&format!("{name}_equivalence_p"), "all models agree, which says nothing of how they vary");
+                continue;
+            }
             let how = format!(
                 "probability of a {name} as near to 0 where it is {margin} or more in truth, on either side (two one-sided tests): below 0.05 both are equivalent"
             );

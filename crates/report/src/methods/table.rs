@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::audits::{Audit, Tell, audits};
+use crate::audits::{Audit, Said, Tell, audits};
 use crate::lineage::{COUNTS, Costs, Counts, Phases};
 use crate::report::{Report, lineage, seconds, shown};
 use crate::rows::{APART, BreakEven, PHASES, Row, SCORES, Score, judged};
@@ -103,7 +103,8 @@ impl Report<'_> {
                     let decimals = if tell.is_share { 1 } else { 2 };
                     let (low, high) = found.estimate.times(tell.unit()).ends();
                     let (value, floor) = (tell.unit() * found.estimate.mean, tell.unit() * found.floor);
-                    format!("{value:.decimals$}\n[{low:.decimals$}, {high:.decimals$}]\n({floor:.decimals$})")
+                    let p = if found.probability < 0.001 { "< 0.001".to_owned() } else { format!("{:.3}", found.probability) };
+                    format!("{value:.decimals$}\n[{low:.decimals$}, {high:.decimals$}]\n({floor:.decimals$}) p {p}")
                 })
             };
             std::iter::once(tell.heading.to_owned()).chain(self.audits.0.iter().map(cell)).collect()
@@ -112,7 +113,7 @@ impl Report<'_> {
     }
 
     fn audited(&self) -> Column {
-        std::iter::once("method".to_owned()).chain(self.audits.0.iter().map(|audit| audit.method.to_owned())).collect()
+        std::iter::once("method".to_owned()).chain(self.audits.0.iter().map(|audit| audit.method.clone())).collect()
     }
 
     fn text(&self) -> String {
@@ -224,8 +225,14 @@ impl Report<'_> {
             })
         });
         let definitions: BTreeMap<_, _> = self.judged.iter().flat_map(|judged| &judged.metrics.definitions).collect();
+        let told = self.audits.told();
         let audits = self.audits.0.iter().map(|audit| {
-            json!({ "method": audit.method, "counts": audit.metrics.facts.get("counts"), "scores": audit.metrics.scalars, "absent": audit.metrics.absent })
+            let said = told.iter().find(|(other, ..)| other.instance == audit.instance).map(|(.., said)| match said {
+                Said::Told => "told",
+                Said::NotTold => "not told",
+                Said::Undecided => "undecided",
+            });
+            json!({ "method": audit.method, "instance": audit.instance, "by_single_samples": said, "counts": audit.metrics.facts.get("counts"), "scores": audit.metrics.scalars, "absent": audit.metrics.absent })
         });
         let audits: Vec<Value> = audits.collect();
         let definitions_of_audits = self.audits.0.iter().flat_map(|audit| &audit.metrics.definitions);

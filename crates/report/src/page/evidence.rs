@@ -22,12 +22,12 @@ pub(crate) fn section(report: &Report<'_>) -> Option<Section> {
     let columns: Vec<Column> = tells.iter().map(|tell| Column::linked(tell.heading, tell.name)).collect();
     let lines = audits.0.iter().map(|audit| {
         let cells = tells.iter().map(|tell| audit.found(*tell).map_or_else(|| Cell::number(None, 1), |found| cell(*tell, found)));
-        (audit.method.to_owned(), cells.collect())
+        (audit.method.clone(), cells.collect())
     });
     let body = html! {
         p {
             "Where many models were trained, each sample has a distribution of what they say of it, and an attacker who knows the method can ask whether a model is more like those that unlearned the "
-            "sample or like those that never saw it. Below each number are its 95 % interval, its floor (what it is where there is nothing to find), and the probability p of so much by chance."
+            "sample or like those that never saw it. Below each number are its 95 % interval, its floor (what it is where there is nothing to find), and the probability p of so much by chance, before any correction."
         }
         ul.words { @for words in audits.words() { li { (prose(&words)) } } }
         (table("evidence-table", "Scores of many models beside many retrained ones", "method", &columns, lines.collect()))
@@ -58,7 +58,7 @@ fn curves(audits: &[Audit<'_>], which: usize, array: &str, by: &str) -> Markup {
         data.chunks_exact(2).map(|pair| (pair[0], pair[1])).filter(|(rate, _)| *rate > 0.0).collect()
     };
     let shown: Vec<(&str, Vec<(f64, f64)>)> =
-        audits.iter().map(|audit| (audit.method, points(audit))).filter(|(_, points)| points.len() > 1).collect();
+        audits.iter().map(|audit| (audit.method.as_str(), points(audit))).filter(|(_, points)| points.len() > 1).collect();
     let low = shown.iter().flat_map(|(_, points)| points).map(|(rate, _)| *rate).fold(1.0, f64::min);
     let low = low.min(0.1);
     let scale = Scale::Log { low, high: 1.0 };
