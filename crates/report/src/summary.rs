@@ -225,8 +225,9 @@ fn nearness(contenders: &[&Row<'_>]) -> Option<String> {
 }
 
 fn left(report: &Report<'_>, contenders: &[&Row<'_>]) -> Option<String> {
-    // What each rests on, and whether it was solved for by a number that was chosen before.
-    let mut groups: Vec<((Vec<&str>, bool), Vec<&Row<'_>>)> = Vec::new();
+    /// The stages that a model rests on, and whether it was solved for by a number that was chosen before.
+    type Rests<'a> = (Vec<&'a str>, bool);
+    let mut groups: Vec<(Rests<'_>, Vec<&Row<'_>>)> = Vec::new();
     for row in contenders {
         let model = row.runs[0].model;
         let rests = (report.lineage.learned_before_the_request(model, row.runs[0].metrics), model.solves());
@@ -235,7 +236,7 @@ fn left(report: &Report<'_>, contenders: &[&Row<'_>]) -> Option<String> {
             None => groups.push((rests, vec![row])),
         }
     }
-    let of_group = |((learned, solves), rows): &((Vec<&str>, bool), Vec<&Row<'_>>)| {
+    let of_group = |((learned, solves), rows): &(Rests<'_>, Vec<&Row<'_>>)| {
         let ending = if rows.len() == 1 { "s" } else { "" };
         match learned.as_slice() {
             [] => {
