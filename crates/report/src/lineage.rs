@@ -29,7 +29,7 @@ pub(crate) struct Instance {
     /// Values of matrices by key.
     #[serde(default)]
     pub(crate) coordinates: BTreeMap<String, Value>,
-    /// Those that the pipeline gives.
+    /// Those that decide the result.
     #[serde(default)]
     pub(crate) parameters: Value,
     pub(crate) seconds: Seconds,
