@@ -223,7 +223,7 @@ impl Session {
                 record.outputs.iter().map(|(name, made)| (name.clone(), json!({ "schema": made.schema, "digest": made.digest }))).collect();
             Some(json!({
                 "stage": instance.stage, "instance": instance.name, "uses": instance.task.uses(), "version": instance.task.version(), "label": instance.label, "seed": instance.row_seed,
-                "coordinates": coordinates(instance), "parameters": instance.checked.parameters, "seconds": record.seconds, "cost": record.cost,
+                "coordinates": coordinates(instance), "parameters": record.parts.parameters, "seconds": record.seconds, "cost": record.cost,
                 "inputs": inputs, "outputs": outputs,
             }))
         });
