@@ -18,7 +18,7 @@ const LEVEL: f64 = 0.05;
 pub(crate) struct Tell {
     pub(crate) name: &'static str,
     pub(crate) heading: &'static str,
-    pub(crate) is_share: bool,
+    is_share: bool,
     /// Whether it is the larger, the less a method has forgotten; otherwise the smaller.
     grows: bool,
 }
@@ -52,6 +52,20 @@ pub(crate) struct Found {
 impl Tell {
     pub(crate) fn unit(self) -> f64 {
         if self.is_share { 100.0 } else { 1.0 }
+    }
+
+    /// After the point.
+    pub(crate) fn decimals(self) -> usize {
+        if self.is_share { 1 } else { 2 }
+    }
+}
+
+impl Found {
+    /// Its value, the ends of its interval and its floor, in the unit of the table.
+    pub(crate) fn shown(self, tell: Tell) -> [String; 4] {
+        let (low, high) = self.estimate.ends();
+        let decimals = tell.decimals();
+        [self.estimate.mean, low, high, self.floor].map(|value| format!("{:.decimals$}", tell.unit() * value))
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dcu_artifact::Metrics;
+use dcu_artifact::{Digest, Metrics};
 use dcu_stage::{Context, Failure};
 use serde_json::Value;
 
-use crate::audits::{Audit, Audits};
+use crate::audits::{Audit, Audits, audits};
 use crate::lineage::Lineage;
-use crate::rows::{APART, ATTACK, EARLIER, FORGOTTEN_CLASSES, Judged, NULL, REFERENCE, Row, SCORES, Score, rows};
+use crate::rows::{APART, ATTACK, EARLIER, FORGOTTEN_CLASSES, Judged, NULL, REFERENCE, Row, SCORES, Score, judged, rows};
 use crate::statistics::{Estimate, attack_noise};
 use crate::verdict::verdict;
 
@@ -156,8 +156,30 @@ impl<'a> Report<'a> {
     }
 }
 
+/// What every form of the report reads: judged models, audits, and the runner's timings.
+pub(crate) struct Read {
+    metrics: Vec<(Metrics, Digest)>,
+    audited: Vec<(Metrics, Digest)>,
+    lineage: Lineage,
+}
+
+impl Read {
+    /// The inputs `metrics` and `audits`, and the timings.
+    pub(crate) fn new(context: &mut Context) -> anyhow::Result<Self> {
+        Ok(Self { metrics: context.read_many("metrics")?, audited: context.read_many("audits")?, lineage: lineage(context)? })
+    }
+
+    pub(crate) fn judged(&self) -> anyhow::Result<Vec<Judged<'_>>> {
+        judged(&self.lineage, &self.metrics)
+    }
+
+    pub(crate) fn report<'a>(&'a self, judged: &'a [Judged<'a>]) -> anyhow::Result<Report<'a>> {
+        Ok(Report::new(&self.lineage, judged, audits(&self.lineage, &self.audited)?))
+    }
+}
+
 /// The runner's timings, without which nobody knows which model each result judges.
-pub(crate) fn lineage(context: &Context) -> anyhow::Result<Lineage> {
+fn lineage(context: &Context) -> anyhow::Result<Lineage> {
     let timings = context.timings()?.ok_or_else(|| {
         Failure::new(
             "the report needs to know which model each result judges",

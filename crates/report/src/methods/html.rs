@@ -5,10 +5,8 @@ use dcu_stage::{Context, Input, Method, Output, Rejected};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::audits::audits;
 use crate::page::page;
-use crate::report::{Report, lineage};
-use crate::rows::judged;
+use crate::report::Read;
 
 pub(crate) struct Html;
 
@@ -45,13 +43,11 @@ impl Method for Html {
     }
 
     fn run(_: &Parameters, context: &mut Context) -> anyhow::Result<()> {
-        let metrics = context.read_many::<Metrics>("metrics")?;
-        let audited = context.read_many::<Metrics>("audits")?;
+        let read = Read::new(context)?;
         let requests: Vec<Request> = context.read_many("request")?.into_iter().map(|(request, _)| request).collect();
         let sets: Vec<Retain> = context.read_many("retain")?.into_iter().map(|(set, _)| set).collect();
-        let lineage = lineage(context)?;
-        let judged = judged(&lineage, &metrics)?;
-        let page = page(&Report::new(&lineage, &judged, audits(&lineage, &audited)?), &requests, &sets)?;
+        let judged = read.judged()?;
+        let page = page(&read.report(&judged)?, &requests, &sets)?;
         context.write_file("page", "file/html", page.as_bytes())
     }
 }

@@ -8,10 +8,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::audits::{Audit, Said, Tell, audits};
+use crate::audits::{Audit, Said, Tell};
 use crate::lineage::{COUNTS, Costs, Counts, Phases};
-use crate::report::{Report, lineage, seconds, shown};
-use crate::rows::{APART, BreakEven, PHASES, Row, SCORES, Score, judged};
+use crate::report::{Read, Report, seconds, shown};
+use crate::rows::{APART, BreakEven, PHASES, Row, SCORES, Score};
 use crate::statistics::Estimate;
 use crate::table::{Column, TextTable, wrapped};
 use crate::verdict::verdict;
@@ -53,11 +53,9 @@ impl Method for Table {
     }
 
     fn run(_: &Parameters, context: &mut Context) -> anyhow::Result<()> {
-        let metrics = context.read_many::<Metrics>("metrics")?;
-        let audited = context.read_many::<Metrics>("audits")?;
-        let lineage = lineage(context)?;
-        let judged = judged(&lineage, &metrics)?;
-        let report = Report::new(&lineage, &judged, audits(&lineage, &audited)?);
+        let read = Read::new(context)?;
+        let judged = read.judged()?;
+        let report = read.report(&judged)?;
         context.write_file("table", "file/txt", report.text().as_bytes())?;
         context.write_file("markdown", "file/md", report.markdown().as_bytes())?;
         context.write_file("csv", "file/csv", report.csv().as_bytes())?;
@@ -100,11 +98,9 @@ impl Report<'_> {
         let of = |tell: Tell| {
             let cell = |audit: &Audit<'_>| {
                 audit.found(tell).map_or("-".into(), |found| {
-                    let decimals = if tell.is_share { 1 } else { 2 };
-                    let (low, high) = found.estimate.times(tell.unit()).ends();
-                    let (value, floor) = (tell.unit() * found.estimate.mean, tell.unit() * found.floor);
+                    let [value, low, high, floor] = found.shown(tell);
                     let p = if found.probability < 0.001 { "< 0.001".to_owned() } else { format!("{:.3}", found.probability) };
-                    format!("{value:.decimals$}\n[{low:.decimals$}, {high:.decimals$}]\n({floor:.decimals$}) p {p}")
+                    format!("{value}\n[{low}, {high}]\n({floor}) p {p}")
                 })
             };
             std::iter::once(tell.heading.to_owned()).chain(self.audits.0.iter().map(cell)).collect()
@@ -266,6 +262,7 @@ fn cost_of(costs: Costs) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rows::judged;
     use crate::rows::tests::{Case, evaluated};
     use crate::table::LINE;
 

@@ -38,12 +38,9 @@ pub(crate) fn section(report: &Report<'_>) -> Option<Section> {
 }
 
 fn cell(tell: Tell, found: Found) -> Cell {
-    let decimals = if tell.is_share { 1 } else { 2 };
-    let unit = tell.unit();
-    let (low, high) = found.estimate.times(unit).ends();
-    let below =
-        format!("[{low:.decimals$}, {high:.decimals$}], floor {:.decimals$}, p {}", unit * found.floor, probability(found.probability));
-    Cell { below: Some(below), ..Cell::number(Some(unit * found.estimate.mean), decimals) }
+    let [_, low, high, floor] = found.shown(tell);
+    let below = format!("[{low}, {high}], floor {floor}, p {}", probability(found.probability));
+    Cell { below: Some(below), ..Cell::number(Some(tell.unit() * found.estimate.mean), tell.decimals()) }
 }
 
 /// Smaller ones are not known any better: they rest on the shape of a distribution.
